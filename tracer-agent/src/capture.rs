@@ -1,0 +1,223 @@
+//! Records as the pipeline reads them, and the file that holds them.
+//!
+//! A capture file is [`MAGIC`], then for each record its length, its CRC-32 and its bytes. The
+//! records are those that the live pipeline read, in its order, so a replay sees what it saw.
+
+use std::fmt;
+
+use tracer_common::record::{self as wire, FactKey, Header, kind};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Starts a capture file; the last byte is the version of the format.
+pub const MAGIC: [u8; 8] = *b"TRCAPT\0\x01";
+
+/// No record is larger: what claims to be is damage.
+const RECORD_MAX: usize = 1 << 20;
+
+/// Length and CRC-32 before each record.
+const FRAME: usize = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    Forked,
+    Executed,
+    Exited,
+}
+
+/// One record, its payload borrowed.
+#[derive(Clone, Copy, Debug)]
+pub enum Record<'a> {
+    Process(Life, wire::Process),
+    Opened(wire::Opened),
+    Data(wire::Data, &'a [u8]),
+    Ended(wire::Ended),
+    Closed(wire::Closed),
+    Seed([u8; 32]),
+    Clock { offset: i64 },
+    Tick { now: u64 },
+    Fact { process: u32, key: FactKey, value: &'a str },
+    Counters(wire::Counters),
+    Finished { now: u64 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    #[error("a record is cut short: {have} of {want} bytes")]
+    Short { want: usize, have: usize },
+    #[error("a record of the unknown kind {0}")]
+    Kind(u16),
+    #[error("a record of kind {kind} says that it has {size} bytes and has {have}")]
+    Size { kind: u16, size: u32, have: usize },
+    #[error("a fact of the unknown key {0}")]
+    Fact(u32),
+    #[error("a fact that is not UTF-8")]
+    Text,
+}
+
+impl<'a> Record<'a> {
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, RecordError> {
+        let (header, _) = Header::read_from_prefix(bytes)
+            .map_err(|_| RecordError::Short { want: size_of::<Header>(), have: bytes.len() })?;
+        let size = header.size as usize;
+        if size > bytes.len() || size < size_of::<Header>() {
+            return Err(RecordError::Size { kind: header.kind, size: header.size, have: bytes.len() });
+        }
+        let bytes = &bytes[..size];
+        Ok(match header.kind {
+            kind::FORKED => Record::Process(Life::Forked, fields(bytes)?.0),
+            kind::EXECUTED => Record::Process(Life::Executed, fields(bytes)?.0),
+            kind::EXITED => Record::Process(Life::Exited, fields(bytes)?.0),
+            kind::OPENED => Record::Opened(fields(bytes)?.0),
+            kind::DATA => {
+                let (data, payload): (wire::Data, _) = fields(bytes)?;
+                if data.captured as usize != payload.len() || data.captured > data.length {
+                    return Err(RecordError::Size {
+                        kind: header.kind,
+                        size: header.size,
+                        have: bytes.len(),
+                    });
+                }
+                Record::Data(data, payload)
+            }
+            kind::ENDED => Record::Ended(fields(bytes)?.0),
+            kind::CLOSED => Record::Closed(fields(bytes)?.0),
+            kind::SEED => Record::Seed(fields::<wire::Seed>(bytes)?.0.seed),
+            kind::CLOCK => Record::Clock { offset: fields::<wire::Clock>(bytes)?.0.offset },
+            kind::TICK => Record::Tick { now: header.time },
+            kind::FACT => {
+                let (fact, value): (wire::Fact, _) = fields(bytes)?;
+                Record::Fact {
+                    process: header.pid,
+                    key: FactKey::from_wire(fact.key).ok_or(RecordError::Fact(fact.key))?,
+                    value: std::str::from_utf8(value).map_err(|_| RecordError::Text)?,
+                }
+            }
+            kind::COUNTERS => Record::Counters(fields(bytes)?.0),
+            kind::FINISHED => Record::Finished { now: header.time },
+            other => return Err(RecordError::Kind(other)),
+        })
+    }
+}
+
+fn fields<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<(T, &[u8]), RecordError> {
+    T::read_from_prefix(bytes)
+        .map_err(|_| RecordError::Short { want: size_of::<T>(), have: bytes.len() })
+}
+
+/// Bytes of a record that the agent writes: `value`'s header is completed.
+pub fn encode<T: IntoBytes + Immutable>(kind: u16, time: u64, process: u32, value: &T, payload: &[u8]) -> Vec<u8> {
+    let size = size_of::<T>() + payload.len();
+    let header = Header { time, size: size as u32, kind, flags: 0, pid: process, thread: 0 };
+    let mut bytes = Vec::with_capacity(size);
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend_from_slice(&value.as_bytes()[size_of::<Header>()..]);
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// The agent's own records.
+pub mod own {
+    use tracer_common::record::{Clock, Counters, Fact, FactKey, Header, Seed, kind};
+
+    use super::encode;
+
+    pub fn seed(time: u64, seed: [u8; 32]) -> Vec<u8> {
+        encode(kind::SEED, time, 0, &Seed { seed, ..Default::default() }, &[])
+    }
+
+    pub fn clock(time: u64, offset: i64) -> Vec<u8> {
+        encode(kind::CLOCK, time, 0, &Clock { offset, ..Default::default() }, &[])
+    }
+
+    pub fn tick(now: u64) -> Vec<u8> {
+        encode(kind::TICK, now, 0, &Header::default(), &[])
+    }
+
+    pub fn fact(time: u64, process: u32, key: FactKey, value: &str) -> Vec<u8> {
+        encode(kind::FACT, time, process, &Fact { key: key as u32, ..Default::default() }, value.as_bytes())
+    }
+
+    pub fn counters(time: u64, totals: [u64; tracer_common::config::Counter::COUNT as usize]) -> Vec<u8> {
+        encode(kind::COUNTERS, time, 0, &Counters { totals, ..Default::default() }, &[])
+    }
+
+    pub fn finished(now: u64) -> Vec<u8> {
+        encode(kind::FINISHED, now, 0, &Header::default(), &[])
+    }
+}
+
+/// A record as it stands in a file.
+pub fn frame(record: &[u8]) -> [u8; FRAME] {
+    let mut frame = [0; FRAME];
+    frame[..4].copy_from_slice(&(record.len() as u32).to_le_bytes());
+    frame[4..].copy_from_slice(&crc32fast::hash(record).to_le_bytes());
+    frame
+}
+
+/// What is wrong with a capture file, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    pub offset: usize,
+    pub what: String,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the capture file is damaged at byte {}: {}", self.offset, self.what)
+    }
+}
+
+impl std::error::Error for Damage {}
+
+/// Reads the records of a capture file that is in memory.
+pub struct Reader<'a> {
+    bytes: &'a [u8],
+    offset: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(bytes: &'a [u8]) -> Result<Self, Damage> {
+        match bytes.get(..MAGIC.len()) {
+            Some(magic) if magic == MAGIC => Ok(Self { bytes, offset: MAGIC.len() }),
+            Some(magic) if magic[..7] == MAGIC[..7] => Err(Damage {
+                offset: 7,
+                what: format!("format version {}, this tracer reads version {}", magic[7], MAGIC[7]),
+            }),
+            _ => Err(Damage { offset: 0, what: "it does not start as a capture file does".into() }),
+        }
+    }
+
+    fn damage<T>(&self, what: impl Into<String>) -> Option<Result<T, Damage>> {
+        Some(Err(Damage { offset: self.offset, what: what.into() }))
+    }
+}
+
+impl<'a> Iterator for Reader<'a> {
+    type Item = Result<Record<'a>, Damage>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = &self.bytes[self.offset..];
+        if rest.is_empty() {
+            return None;
+        }
+        let Some((frame_bytes, rest)) = rest.split_at_checked(FRAME) else {
+            return self.damage("it ends inside a record");
+        };
+        let length = u32::from_le_bytes([frame_bytes[0], frame_bytes[1], frame_bytes[2], frame_bytes[3]]) as usize;
+        if length > RECORD_MAX {
+            return self.damage(format!("a record of {length} bytes"));
+        }
+        let Some(record) = rest.get(..length) else {
+            return self.damage("it ends inside a record");
+        };
+        if frame(record) != frame_bytes {
+            return self.damage("a record's checksum does not match");
+        }
+        let parsed = match Record::parse(record) {
+            Ok(parsed) => parsed,
+            Err(error) => return self.damage(error.to_string()),
+        };
+        self.offset += FRAME + length;
+        Some(Ok(parsed))
+    }
+}

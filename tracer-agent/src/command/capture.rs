@@ -1,0 +1,324 @@
+//! What `trace` and `record` share: choosing processes, and running a capture to its end.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    path::PathBuf,
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracer_agent::{
+    export::text,
+    live::{
+        discover,
+        gate::{Gate, User},
+        load::{RING_DEFAULT, RING_MIN},
+        print::{Format, Printer},
+        send::{Endpoint, Protocol, Sender},
+        session::{Finished, Outputs, Recording, Session, Turn},
+    },
+    pipeline::Limits,
+};
+
+use super::{Exit, Failure, OrExit, parse_duration, parse_size};
+
+/// After a signal everything is written and sent within this time.
+const FLUSH: Duration = Duration::from_millis(4500);
+
+#[derive(Args, Debug)]
+pub(crate) struct Selection {
+    /// A running process, with its children, those that it has and those that it will have
+    #[arg(long = "pid", value_name = "PID", help_heading = "Selection")]
+    pub(crate) pids: Vec<u32>,
+
+    /// A command to start and trace, with its children
+    #[arg(last = true, value_name = "COMMAND", help_heading = "Selection")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Bounds {
+    /// Ends after this time (500ms, 30s, 5m)
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, help_heading = "Bounds")]
+    pub(crate) time: Option<Duration>,
+
+    /// Ends after so many spans
+    #[arg(long, value_name = "N", help_heading = "Bounds")]
+    pub(crate) count: Option<u64>,
+
+    /// Ends with status 4 if anything was lost
+    #[arg(long, help_heading = "Bounds")]
+    pub(crate) strict: bool,
+
+    /// Size of the buffer between kernel and tracer; a power of two from 64KiB on
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Bounds")]
+    pub(crate) ring: Option<u64>,
+
+    /// Memory for connections and the bytes they hold; past it the oldest go, counted
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Bounds")]
+    pub(crate) memory: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Output {
+    /// How spans are printed on standard output
+    #[arg(long, value_enum, default_value_t = Format::Text, help_heading = "Output")]
+    pub(crate) output: Format,
+
+    /// Prints the spans into a file instead
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) output_file: Option<PathBuf>,
+
+    /// Sends the spans to an OTLP receiver as well (http://127.0.0.1:4318)
+    #[arg(long, value_name = "URL", help_heading = "Output")]
+    pub(crate) otlp: Option<String>,
+
+    /// The protocol to send with; by default grpc for port 4317, else http/protobuf
+    #[arg(long, value_enum, value_name = "PROTOCOL", help_heading = "Output")]
+    pub(crate) otlp_protocol: Option<Protocol>,
+}
+
+impl Output {
+    pub(crate) fn printer(&self) -> Result<Printer, Failure> {
+        Printer::start(self.output, self.output_file.as_deref()).or_exit(Exit::Usage)
+    }
+
+    /// The flag wins over the environment, the variable for traces over the one for all signals.
+    pub(crate) fn sender(&self) -> Result<Option<Sender>, Failure> {
+        let variable = |name: &str| {
+            std::env::var_os(name).and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty())
+        };
+        let first = |suffix: &str| {
+            variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{suffix}"))
+                .or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{suffix}")))
+        };
+        let Some(url) = self.otlp.clone().or_else(|| first("ENDPOINT")) else { return Ok(None) };
+        let protocol = match (self.otlp_protocol, first("PROTOCOL").as_deref()) {
+            (Some(protocol), _) => Some(protocol),
+            (None, Some("grpc")) => Some(Protocol::Grpc),
+            (None, Some("http/protobuf")) => Some(Protocol::Http),
+            (None, None) => None,
+            (None, Some(other)) => {
+                let error = anyhow!("OTEL_EXPORTER_OTLP_PROTOCOL: `{other}` is neither grpc nor http/protobuf");
+                return Err(Failure::new(Exit::Usage, error));
+            }
+        };
+        let endpoint = Endpoint::new(&url, protocol).or_exit(Exit::Usage)?;
+        Ok(Some(Sender::start(endpoint)?))
+    }
+}
+
+/// Captures until something ends it, and says on standard error what was seen.
+pub(crate) fn run(
+    selection: &Selection,
+    bounds: &Bounds,
+    output: &Output,
+    recording: Option<PathBuf>,
+) -> Result<Exit, Failure> {
+    if selection.pids.is_empty() && selection.command.is_empty() {
+        let error = anyhow!("nothing is selected: name a process with --pid, or a command after --");
+        return Err(Failure::new(Exit::Usage, error));
+    }
+    if !selection.pids.is_empty() && !selection.command.is_empty() {
+        let error = anyhow!("--pid and a command exclude each other");
+        return Err(Failure::new(Exit::Usage, error));
+    }
+    for pid in &selection.pids {
+        if !discover::exists(*pid) {
+            return Err(Failure::new(Exit::Usage, anyhow!("there is no process {pid}")));
+        }
+        if *pid == std::process::id() {
+            return Err(Failure::new(Exit::Usage, anyhow!("the tracer does not trace itself")));
+        }
+    }
+    let ring = ring_size(bounds.ring)?;
+    let limits = Limits {
+        memory: bounds.memory.map_or(Limits::default().memory, |memory| memory.try_into().unwrap_or(usize::MAX)),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime can be started")?;
+    runtime.block_on(async {
+        let outputs = Outputs {
+            printer: output.printer()?,
+            sender: output.sender()?,
+            recording: recording.as_deref().map(Recording::create).transpose().or_exit(Exit::Usage)?,
+        };
+        // Before the probes are attached: from here on nothing ends the program without a flush.
+        let mut signals = Signals::new()?;
+        let mut session = Session::start(ring, limits, outputs)?;
+        session.count = bounds.count;
+        let mut command = start(selection, &mut session)?;
+        let ended = watch(&mut session, &mut signals, &mut command, bounds.time).await?;
+        let finished = session.finish(FLUSH)?;
+        report(&finished);
+        if let Some(path) = recording {
+            eprintln!("capture: {} (it holds raw bytes of the traced processes)", path.display());
+        }
+        Ok(exit(&finished, ended, bounds.strict))
+    })
+}
+
+fn ring_size(asked: Option<u64>) -> Result<u32, Failure> {
+    let Some(size) = asked else { return Ok(RING_DEFAULT) };
+    u32::try_from(size)
+        .ok()
+        .filter(|size| size.is_power_of_two() && (RING_MIN..=1 << 30).contains(size))
+        .ok_or_else(|| anyhow!("--ring takes a power of two from 64KiB to 1GiB"))
+        .or_exit(Exit::Usage)
+}
+
+/// Chooses what is to be traced, and lets a command go.
+fn start(selection: &Selection, session: &mut Session) -> Result<Option<Gate>, Failure> {
+    if selection.command.is_empty() {
+        let roots: BTreeSet<u32> = selection.pids.iter().copied().collect();
+        let chosen = session.select(&roots)?;
+        if chosen.is_empty() {
+            return Err(Failure::new(Exit::Usage, anyhow!("the selected processes have ended")));
+        }
+        let children = chosen.len().saturating_sub(roots.len());
+        let names: Vec<String> = roots.iter().map(|root| format!("{root}{}", name(*root))).collect();
+        eprintln!(
+            "tracing {} with {children} {}; Ctrl-C ends it",
+            names.join(", "),
+            if children == 1 { "child" } else { "children" }
+        );
+        return Ok(None);
+    }
+    let mut gate = Gate::start(&selection.command, User::of_sudo())?;
+    session.select_new(gate.process)?;
+    gate.open()?;
+    eprintln!("tracing {} ({})", gate.process, selection.command[0].to_string_lossy());
+    Ok(Some(gate))
+}
+
+fn name(process: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{process}/comm"))
+        .map(|name| format!(" ({})", name.trim_end()))
+        .unwrap_or_default()
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+enum Asked {
+    Interrupt,
+    Terminate,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.interrupt.recv() => Asked::Interrupt,
+            _ = self.terminate.recv() => Asked::Terminate,
+            _ = self.hang_up.recv() => Asked::Terminate,
+        }
+    }
+}
+
+/// How the traced command ended, if there was one and it has.
+type Ended = Option<ExitStatus>;
+
+async fn watch(
+    session: &mut Session,
+    signals: &mut Signals,
+    command: &mut Option<Gate>,
+    time: Option<Duration>,
+) -> Result<Ended, Failure> {
+    let until = time.map(|time| now() + time);
+    let mut interrupted = false;
+    loop {
+        let turn = session.turn()?;
+        // Lets the runtime look at signals and at the command.
+        tokio::task::yield_now().await;
+        if let Some(gate) = command
+            && let Some(status) = gate.child.try_wait().context("the command cannot be waited for")?
+        {
+            return Ok(Some(status));
+        }
+        match turn {
+            Turn::More => {}
+            // The command's own end is waited for.
+            Turn::Deserted if command.is_some() => {}
+            Turn::Deserted => {
+                eprintln!("the traced processes have ended");
+                return Ok(None);
+            }
+            Turn::Counted | Turn::Unread => return Ok(stop(command).await),
+        }
+        if until.is_some_and(|until| now() >= until) {
+            return Ok(stop(command).await);
+        }
+        let asked = tokio::select! {
+            biased;
+            asked = signals.next() => Some(asked),
+            () = std::future::ready(()) => None,
+        };
+        match asked {
+            None => {}
+            // The terminal has sent it to the command too: it may want to end in its own way.
+            Some(Asked::Interrupt) if command.is_some() && !interrupted => interrupted = true,
+            Some(_) => return Ok(stop(command).await),
+        }
+    }
+}
+
+/// Ends the command, if it goes on.
+async fn stop(command: &mut Option<Gate>) -> Ended {
+    let gate = command.as_mut()?;
+    let process = nix::unistd::Pid::from_raw(gate.process as i32);
+    let _ = nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM);
+    match tokio::time::timeout(Duration::from_secs(2), gate.child.wait()).await {
+        Ok(status) => status.ok(),
+        Err(_) => None,
+    }
+}
+
+fn report(finished: &Finished) {
+    for open in finished.pipeline.open_exchanges() {
+        eprintln!("{}", text::open(open));
+    }
+    if let Some(sent) = &finished.sent {
+        eprintln!("{sent}");
+    }
+    if finished.unprinted > 0 {
+        eprintln!("output: {} spans were not printed, since nobody read in time", finished.unprinted);
+    }
+    eprintln!("{}", finished.pipeline.ledger());
+}
+
+fn exit(finished: &Finished, ended: Ended, strict: bool) -> Exit {
+    if let Some(status) = ended
+        && !status.success()
+    {
+        eprintln!("the traced command failed: {status}");
+        return Exit::CommandFailed;
+    }
+    let ledger = finished.pipeline.ledger();
+    if strict && (ledger.has_losses() || ledger.difference() != 0 || finished.unprinted > 0) {
+        eprintln!("the capture has losses (see the ledger)");
+        return Exit::CannotCapture;
+    }
+    Exit::Fine
+}
+
+#[allow(clippy::disallowed_methods, reason = "how long a capture takes is the caller's wish, not the core's")]
+fn now() -> Instant {
+    Instant::now()
+}

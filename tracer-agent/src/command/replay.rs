@@ -1,0 +1,81 @@
+//! `tracer replay`: a capture file through the same pipeline, without a kernel.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context;
+use clap::Args;
+use tracer_agent::{
+    capture::Reader,
+    export::text,
+    live::session::Outputs,
+    pipeline::{Limits, Pipeline},
+};
+
+use super::{Exit, Failure, OrExit, capture::Output, parse_size};
+
+/// For output and sending to get done after the last record.
+const FLUSH: Duration = Duration::from_secs(30);
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  tracer replay slow.capture
+  tracer replay slow.capture --output json | jq .name")]
+pub(crate) struct Arguments {
+    /// A file that `tracer record` wrote
+    file: PathBuf,
+    /// Ends with status 4 if the capture has losses
+    #[arg(long)]
+    strict: bool,
+    /// Memory for connections and the bytes they hold; as it was recorded with, for the same spans
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    let bytes = std::fs::read(&arguments.file)
+        .with_context(|| format!("{} cannot be read", arguments.file.display()))
+        .or_exit(Exit::Usage)?;
+    let records = Reader::new(&bytes).or_exit(Exit::CannotCapture)?;
+    let mut limits = Limits::default();
+    if let Some(memory) = arguments.memory {
+        limits.memory = memory.try_into().unwrap_or(usize::MAX);
+    }
+    let mut outputs =
+        Outputs { printer: arguments.output.printer()?, sender: arguments.output.sender()?, recording: None };
+    let mut pipeline = Pipeline::new(limits);
+    let mut damage = None;
+    for record in records {
+        match record {
+            Ok(record) => pipeline.handle_record(&record),
+            Err(found) => {
+                damage = Some(found);
+                break;
+            }
+        }
+        while let Some(span) = pipeline.poll_output() {
+            outputs.deliver_waiting(span);
+        }
+    }
+    if let Some(sender) = outputs.sender {
+        eprintln!("{}", sender.finish(FLUSH));
+    }
+    outputs.printer.finish(FLUSH)?;
+    for open in pipeline.open_exchanges() {
+        eprintln!("{}", text::open(open));
+    }
+    if let Some(damage) = damage {
+        let error = anyhow::anyhow!("{damage}; what stands before it was replayed");
+        return Err(Failure::new(Exit::CannotCapture, error));
+    }
+    if !pipeline.is_finished() {
+        let error = anyhow::anyhow!("the capture file has no end: the recording was cut off");
+        return Err(Failure::new(Exit::Inconclusive, error));
+    }
+    eprintln!("{}", pipeline.ledger());
+    if arguments.strict && pipeline.ledger().has_losses() {
+        return Ok(Exit::CannotCapture);
+    }
+    Ok(Exit::Fine)
+}

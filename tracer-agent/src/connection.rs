@@ -1,0 +1,122 @@
+//! A connection: who it joins, both directions in order, and what it turned out to be.
+
+pub mod stream;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use tracer_common::{
+    connection::{AF_INET6, Direction, Role},
+    record::Opened,
+};
+
+use self::stream::{Inserted, Mark, Stream};
+
+/// What does not change while a connection lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ends {
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+    pub role: Role,
+}
+
+impl Ends {
+    pub fn of(opened: &Opened) -> Self {
+        let address = |bytes: [u8; 16]| -> IpAddr {
+            if opened.family == AF_INET6 {
+                Ipv6Addr::from(bytes).to_canonical()
+            } else {
+                Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
+            }
+        };
+        Self {
+            local: SocketAddr::new(address(opened.local_address), opened.local_port),
+            peer: SocketAddr::new(address(opened.peer_address), opened.peer_port),
+            role: Role::from_wire(opened.role),
+        }
+    }
+
+    /// The direction that requests take.
+    pub fn request_direction(&self) -> Option<Direction> {
+        match self.role {
+            Role::Client => Some(Direction::Sent),
+            Role::Server => Some(Direction::Received),
+            Role::Unknown => None,
+        }
+    }
+}
+
+/// Bytes, or the end of them, as a record tells.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub direction: Direction,
+    pub position: u64,
+    pub opposite: u64,
+    /// What `position` and `opposite` were counted with, by direction.
+    pub bases: [u32; 2],
+    pub time: u64,
+    pub process: u32,
+}
+
+/// Both directions of a connection.
+#[derive(Debug)]
+pub struct Connection {
+    pub ends: Option<Ends>,
+    pub streams: [Stream; 2],
+    /// By direction, the sequence number that positions are counted from. A base of a later record
+    /// can differ (the kernel's sums are read while they change): sequence numbers cannot.
+    bases: [Option<u32>; 2],
+    pub last_time: u64,
+    pub process: u32,
+}
+
+impl Connection {
+    pub fn new() -> Self {
+        Self { ends: None, streams: Default::default(), bases: [None; 2], last_time: 0, process: 0 }
+    }
+
+    pub fn open(&mut self, opened: &Opened) {
+        self.ends = Some(Ends::of(opened));
+        self.process = opened.header.pid;
+        self.last_time = opened.header.time;
+    }
+
+    /// `length` bytes moved, of which `bytes` were copied.
+    pub fn insert(&mut self, arrival: &Arrival, bytes: &[u8], length: u64) -> Inserted {
+        self.last_time = arrival.time;
+        self.process = arrival.process;
+        let position = self.position(arrival.direction, arrival.position, arrival.bases);
+        let mark = self.mark(arrival, position + length);
+        let other = arrival.direction.other();
+        self.streams[other.index()].start_at(mark.opposite);
+        self.streams[arrival.direction.index()].insert(position, bytes, length, mark)
+    }
+
+    pub fn mark(&mut self, arrival: &Arrival, end: u64) -> Mark {
+        let opposite = self.position(arrival.direction.other(), arrival.opposite, arrival.bases);
+        Mark { end, time: arrival.time, opposite, process: arrival.process }
+    }
+
+    /// A position of a record, counted with this connection's base.
+    pub fn position(&mut self, direction: Direction, position: u64, bases: [u32; 2]) -> u64 {
+        let theirs = bases[direction.index()];
+        let ours = *self.bases[direction.index()].get_or_insert(theirs);
+        // The sequence number is right; the record's position is near enough for the upper half.
+        let low = (position as u32).wrapping_add(theirs).wrapping_sub(ours);
+        let shift = low.wrapping_sub(position as u32) as i32;
+        position.saturating_add_signed(shift.into())
+    }
+
+    pub fn held(&self) -> usize {
+        self.streams.iter().map(Stream::held).sum()
+    }
+
+    pub fn hole_since(&self) -> Option<u64> {
+        self.streams.iter().filter_map(Stream::hole_since).min()
+    }
+}
+
+impl Default for Connection {
+    fn default() -> Self {
+        Self::new()
+    }
+}

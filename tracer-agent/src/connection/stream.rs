@@ -1,0 +1,340 @@
+//! One direction of a connection: segments in any order become bytes in order, with gaps.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Buf, BytesMut};
+
+/// Room that is kept after a buffer was emptied.
+const ROOM_KEPT: usize = 4096;
+
+/// What is known of the bytes up to `end` (exclusive), from the end of the mark before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub end: u64,
+    /// When the call that moved them ended.
+    pub time: u64,
+    /// Where the other direction stood then.
+    pub opposite: u64,
+    pub process: u32,
+}
+
+/// Why bytes are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// A record says that they moved and were not copied.
+    NotCopied,
+    /// No record tells of them.
+    Lost,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub length: u64,
+    pub missing: Missing,
+}
+
+/// How a direction ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The sender closed its side in order.
+    Eof,
+    /// A reset, or another error of the connection.
+    Reset,
+    /// The socket was closed here.
+    Closed,
+}
+
+/// What comes after the bytes that can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    More,
+    Gap(Gap),
+    End(Ending),
+}
+
+#[derive(Debug)]
+enum Segment {
+    Bytes(Box<[u8]>),
+    /// Not copied, of this length.
+    Gap(u64),
+}
+
+impl Segment {
+    fn length(&self) -> u64 {
+        match self {
+            Segment::Bytes(bytes) => bytes.len() as u64,
+            Segment::Gap(length) => *length,
+        }
+    }
+}
+
+/// What [`Stream::insert`] did with a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inserted {
+    /// Bytes that the stream had already, or had given up.
+    pub overlap: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Stream {
+    started: bool,
+    /// Position of the first byte of `buffer`.
+    front: u64,
+    buffer: BytesMut,
+    /// Follows `buffer`.
+    gap: Option<Gap>,
+    /// Beyond `buffer` and `gap`, not overlapping.
+    pending: BTreeMap<u64, (Segment, Mark)>,
+    pending_bytes: usize,
+    marks: VecDeque<Mark>,
+    /// Where the first of `marks` starts.
+    boundary: u64,
+    /// When the first of `pending` came while bytes before it were missing.
+    hole_since: Option<u64>,
+    ending: Option<Ending>,
+}
+
+impl Stream {
+    /// Position of the next byte to read.
+    pub fn front(&self) -> u64 {
+        self.front
+    }
+
+    /// Position up to which everything was put in order.
+    pub fn end(&self) -> u64 {
+        self.front + self.buffer.len() as u64 + self.gap.map_or(0, |gap| gap.length)
+    }
+
+    pub fn started(&self) -> bool {
+        self.started
+    }
+
+    pub fn ending(&self) -> Option<Ending> {
+        self.ending
+    }
+
+    /// Bytes that are held.
+    pub fn held(&self) -> usize {
+        self.buffer.len() + self.pending_bytes
+    }
+
+    /// Since when a hole is waited for.
+    pub fn hole_since(&self) -> Option<u64> {
+        self.hole_since
+    }
+
+    /// Sets where the stream starts, if nothing came yet.
+    pub fn start_at(&mut self, position: u64) {
+        if !self.started {
+            self.started = true;
+            self.front = position;
+            self.boundary = position;
+        }
+    }
+
+    /// Adds `length` bytes at `position`, of which only the first `bytes.len()` were copied.
+    pub fn insert(&mut self, position: u64, bytes: &[u8], length: u64, mark: Mark) -> Inserted {
+        self.start_at(position);
+        let mut inserted = Inserted::default();
+        let copied = bytes.len() as u64;
+        if copied > 0 {
+            inserted.overlap += self.insert_part(position, bytes, copied, mark);
+        }
+        if length > copied {
+            inserted.overlap += self.insert_part(position + copied, &[], length - copied, mark);
+        }
+        inserted
+    }
+
+    /// Either all of `bytes`, or a gap where it is empty. Returns what was there already.
+    fn insert_part(&mut self, position: u64, bytes: &[u8], length: u64, mark: Mark) -> u64 {
+        let end = position.saturating_add(length);
+        let mut from = position.max(self.end());
+        if self.gap.is_none() && self.pending.is_empty() && from == self.end() && end > from {
+            self.append(bytes.get((from - position) as usize..).unwrap_or_default(), end - from, mark);
+            return from - position;
+        }
+        let mut added = 0;
+        while from < end {
+            // The part up to the next segment that is there.
+            let (before, next) = (
+                self.pending.range(..=from).next_back().map(|(at, (segment, _))| at + segment.length()),
+                self.pending.range(from..).next().map(|(at, _)| *at),
+            );
+            if let Some(covered) = before.filter(|covered| *covered > from) {
+                from = covered;
+                continue;
+            }
+            let until = next.map_or(end, |next| next.min(end));
+            let segment = if bytes.is_empty() {
+                Segment::Gap(until - from)
+            } else {
+                let part = &bytes[(from - position) as usize..(until - position) as usize];
+                self.pending_bytes += part.len();
+                Segment::Bytes(part.into())
+            };
+            added += until - from;
+            self.pending.insert(from, (segment, Mark { end: until, ..mark }));
+            from = until;
+        }
+        self.settle();
+        if self.hole_since.is_none() && self.has_hole() {
+            self.hole_since = Some(mark.time);
+        }
+        length - added
+    }
+
+    fn append(&mut self, bytes: &[u8], length: u64, mark: Mark) {
+        let end = self.end() + length;
+        if bytes.is_empty() {
+            self.gap = Some(Gap { length, missing: Missing::NotCopied });
+        } else {
+            self.buffer.extend_from_slice(bytes);
+        }
+        self.marks.push_back(Mark { end, ..mark });
+    }
+
+    /// Moves what has become contiguous, up to the next gap.
+    fn settle(&mut self) {
+        while self.gap.is_none() {
+            let Some(entry) = self.pending.first_entry() else { break };
+            if *entry.key() != self.front + self.buffer.len() as u64 {
+                break;
+            }
+            let (segment, mark) = entry.remove();
+            match segment {
+                Segment::Bytes(bytes) => {
+                    self.pending_bytes -= bytes.len();
+                    self.append(&bytes, bytes.len() as u64, mark);
+                }
+                Segment::Gap(length) => self.append(&[], length, mark),
+            }
+        }
+        if !self.has_hole() {
+            self.hole_since = None;
+        }
+    }
+
+    fn has_hole(&self) -> bool {
+        self.pending.first_key_value().is_some_and(|(at, _)| *at > self.end())
+    }
+
+    /// Stops waiting for the bytes before the next segment: they become a gap.
+    pub fn give_up_hole(&mut self) -> Option<Gap> {
+        let (at, mark) = self.pending.first_key_value().map(|(at, (_, mark))| (*at, *mark))?;
+        if self.gap.is_some() || at <= self.end() {
+            return None;
+        }
+        let gap = Gap { length: at - self.end(), missing: Missing::Lost };
+        self.gap = Some(gap);
+        self.marks.push_back(Mark { end: at, ..mark });
+        self.hole_since = None;
+        Some(gap)
+    }
+
+    /// The stream ended at `position`: what was not seen before it is a gap.
+    pub fn lose_until(&mut self, position: u64, mark: Mark) -> Option<Gap> {
+        if !self.started || self.gap.is_some() || !self.pending.is_empty() || position <= self.end() {
+            return None;
+        }
+        let gap = Gap { length: position - self.end(), missing: Missing::Lost };
+        self.gap = Some(gap);
+        self.marks.push_back(Mark { end: position, ..mark });
+        Some(gap)
+    }
+
+    /// Takes all that is held: bytes, and bytes that were not copied.
+    pub fn drain(&mut self) -> (u64, u64) {
+        let (mut bytes, mut not_copied) = (self.buffer.len() as u64, 0);
+        if let Some(Gap { length, missing: Missing::NotCopied }) = self.gap {
+            not_copied += length;
+        }
+        for (segment, _) in self.pending.values() {
+            match segment {
+                Segment::Bytes(segment) => bytes += segment.len() as u64,
+                Segment::Gap(length) => not_copied += length,
+            }
+        }
+        let (front, ending) = (self.end(), self.ending);
+        *self = Self { started: self.started, front, boundary: front, ending, ..Self::default() };
+        (bytes, not_copied)
+    }
+
+    /// The first ending counts.
+    pub fn finish(&mut self, ending: Ending) {
+        self.ending.get_or_insert(ending);
+    }
+
+    /// The bytes that can be read, from [`Self::front`] on, and what comes after them.
+    pub fn readable(&self) -> (&[u8], After) {
+        let after = match (self.gap, self.ending) {
+            (Some(gap), _) => After::Gap(gap),
+            (None, Some(ending)) if self.pending.is_empty() => After::End(ending),
+            _ => After::More,
+        };
+        (&self.buffer, after)
+    }
+
+    pub fn marks(&self) -> Marks<'_> {
+        Marks { boundary: self.boundary, marks: &self.marks }
+    }
+
+    /// Takes `length` bytes from the front: bytes that were read, then those of the gap behind them.
+    pub fn advance(&mut self, length: u64) {
+        let bytes = length.min(self.buffer.len() as u64);
+        self.buffer.advance(bytes as usize);
+        if self.buffer.is_empty() && self.buffer.capacity() > ROOM_KEPT {
+            self.buffer = BytesMut::new();
+        }
+        let rest = length - bytes;
+        self.front += length;
+        if let Some(gap) = &mut self.gap
+            && rest > 0
+        {
+            gap.length = gap.length.saturating_sub(rest);
+            if gap.length == 0 {
+                self.gap = None;
+            }
+        }
+        while let Some(mark) = self.marks.front().filter(|mark| mark.end <= self.front) {
+            self.boundary = mark.end;
+            self.marks.pop_front();
+        }
+        self.settle();
+        if self.hole_since.is_none()
+            && let Some((_, (_, mark))) = self.pending.first_key_value().filter(|_| self.has_hole())
+        {
+            self.hole_since = Some(mark.time);
+        }
+    }
+}
+
+/// Where the bytes of a stream came from: each mark is one record.
+#[derive(Clone, Copy, Debug)]
+pub struct Marks<'a> {
+    boundary: u64,
+    marks: &'a VecDeque<Mark>,
+}
+
+impl<'a> Marks<'a> {
+    /// The mark of the byte at `position`.
+    pub fn at(&self, position: u64) -> Option<&'a Mark> {
+        self.marks.get(self.marks.partition_point(|mark| mark.end <= position))
+    }
+
+    /// The mark of the last byte before `end`.
+    pub fn before(&self, end: u64) -> Option<&'a Mark> {
+        self.at(end.saturating_sub(1)).or_else(|| self.marks.back())
+    }
+
+    /// Whether a record starts at `position`.
+    pub fn starts_at(&self, position: u64) -> bool {
+        let after = self.marks.partition_point(|mark| mark.end < position);
+        position == self.boundary || self.marks.get(after).is_some_and(|mark| mark.end == position)
+    }
+
+    /// The first position after `position` where a record starts or will start.
+    pub fn next_start(&self, position: u64) -> Option<u64> {
+        self.at(position).map(|mark| mark.end)
+    }
+}

@@ -1,0 +1,13 @@
+//! What is known of the processes that spans belong to.
+
+pub mod process;
+
+use crate::protocol::Attribute;
+
+/// What a span's resource says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Resource {
+    pub process: u32,
+    pub service: String,
+    pub attributes: Vec<Attribute>,
+}

@@ -1,0 +1,192 @@
+//! Requests and their responses, put together in one place for all protocols.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    connection::stream::{Ending, Marks},
+    protocol::{Attribute, Event, RequestHead, ResponseHead, Side, What},
+};
+
+/// Interim responses that one exchange remembers.
+const INTERIM_MAX: usize = 16;
+
+/// A request with its response, as far as they were seen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exchange {
+    /// The process that moved the request's first byte.
+    pub process: u32,
+    pub request: RequestHead,
+    pub response: Option<ResponseHead>,
+    /// Times of the first and the last byte that were seen.
+    pub request_start: u64,
+    pub request_end: u64,
+    pub response_start: Option<u64>,
+    pub response_end: Option<u64>,
+    /// Responses before the last one: when, and what they were.
+    pub interim: Vec<(u64, Vec<Attribute>)>,
+    /// Content that was seen to move.
+    pub request_content: u64,
+    pub response_content: u64,
+    /// What the protocol says at the end of the messages.
+    pub attributes: Vec<Attribute>,
+    pub outcome: Outcome,
+    /// By side: a gap hides where the message ends.
+    pub cut: [bool; 2],
+}
+
+/// How an exchange ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Not yet.
+    Open,
+    /// The response was seen up to its end.
+    Complete,
+    /// The client went away before the end of the response.
+    Aborted,
+    /// The server closed the connection before the end of the response.
+    Closed,
+    Reset,
+    /// A gap hides the end.
+    Hidden,
+}
+
+/// Exchanges of one connection.
+#[derive(Debug, Default)]
+pub struct Exchanges {
+    open: BTreeMap<u64, Progress>,
+    /// Responses whose request was not seen.
+    pub orphans: u64,
+}
+
+#[derive(Debug)]
+struct Progress {
+    exchange: Exchange,
+    ended: [bool; 2],
+}
+
+impl Exchanges {
+    /// `marks` are those of the event's side. Returns the exchange that the event completes.
+    pub fn handle_event(&mut self, event: Event, marks: Marks<'_>) -> Option<Exchange> {
+        let first = marks.at(event.start).or_else(|| marks.before(event.start));
+        let first_time = first.map_or(0, |mark| mark.time);
+        let last_time = marks.before(event.end).map_or(first_time, |mark| mark.time);
+        let Some(id) = event.exchange else {
+            self.orphans += matches!(event.what, What::Response(_)) as u64;
+            return None;
+        };
+        if let What::Request(head) = event.what {
+            let process = first.map_or(0, |mark| mark.process);
+            self.open.insert(id, Progress::start(*head, process, first_time, last_time));
+            return None;
+        }
+        let progress = self.open.get_mut(&id)?;
+        let exchange = &mut progress.exchange;
+        let side = event.side;
+        match event.what {
+            What::Request(_) => {}
+            What::Response(head) => {
+                exchange.response = Some(*head);
+                exchange.response_start = Some(first_time);
+                exchange.response_end = Some(last_time);
+            }
+            What::Interim { attributes } if exchange.interim.len() < INTERIM_MAX => {
+                exchange.interim.push((last_time, attributes));
+            }
+            What::Interim { .. } => {}
+            What::Data { length } => {
+                match side {
+                    Side::Request => exchange.request_content += length,
+                    Side::Response => exchange.response_content += length,
+                }
+                exchange.reach(side, last_time);
+            }
+            What::Trailers => exchange.reach(side, last_time),
+            What::End { attributes } => {
+                exchange.reach(side, last_time);
+                exchange.attributes.extend(attributes);
+                progress.ended[side.index()] = true;
+            }
+            // Who broke it off is known when the connection has ended.
+            What::Reset { attributes } => exchange.attributes.extend(attributes),
+            What::Cut => {
+                exchange.cut[side.index()] = true;
+                progress.ended[side.index()] = true;
+            }
+        }
+        if progress.ended != [true, true] {
+            return None;
+        }
+        let mut exchange = self.open.remove(&id)?.exchange;
+        let hidden = exchange.cut[Side::Response.index()];
+        exchange.outcome = if hidden { Outcome::Hidden } else { Outcome::Complete };
+        Some(exchange)
+    }
+
+    /// The connection has ended. `asker_left`: the client ended its side first.
+    pub fn finish(&mut self, ending: Ending, asker_left: bool) -> impl Iterator<Item = Exchange> + use<> {
+        std::mem::take(&mut self.open).into_values().map(move |progress| {
+            let mut exchange = progress.exchange;
+            exchange.outcome = match ending {
+                _ if progress.ended[Side::Response.index()] => {
+                    if exchange.cut[Side::Response.index()] { Outcome::Hidden } else { Outcome::Complete }
+                }
+                Ending::Reset => Outcome::Reset,
+                _ if asker_left => Outcome::Aborted,
+                _ => Outcome::Closed,
+            };
+            exchange
+        })
+    }
+
+    /// What is known of the exchanges that go on, the oldest first.
+    pub fn open(&self) -> impl Iterator<Item = &Exchange> {
+        self.open.values().map(|progress| &progress.exchange)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Forgets what is open: the connection is not what it seemed.
+    pub fn forget(&mut self) {
+        self.open.clear();
+        self.orphans = 0;
+    }
+
+    /// Bytes of memory that are held, about.
+    pub fn held(&self) -> usize {
+        self.open.len() * (size_of::<Progress>() + 512)
+    }
+}
+
+impl Progress {
+    fn start(request: RequestHead, process: u32, start: u64, end: u64) -> Self {
+        Self {
+            ended: [false; 2],
+            exchange: Exchange {
+                process,
+                request,
+                response: None,
+                request_start: start,
+                request_end: end,
+                response_start: None,
+                response_end: None,
+                interim: Vec::new(),
+                request_content: 0,
+                response_content: 0,
+                attributes: Vec::new(),
+                outcome: Outcome::Open,
+                cut: [false; 2],
+            },
+        }
+    }
+}
+
+impl Exchange {
+    fn reach(&mut self, side: Side, time: u64) {
+        match side {
+            Side::Request => self.request_end = self.request_end.max(time),
+            Side::Response => self.response_end = self.response_end.max(Some(time)),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Spans as bytes: what is sent or written is made here, how it gets out is up to `live`.
+
+pub mod json;
+#[cfg(feature = "live")]
+pub mod otlp;
+pub mod text;
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut digits, byte| {
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
+}

@@ -1,0 +1,92 @@
+//! A line of JSON for each span: ids in hexadecimal and times as strings, as OTLP/JSON has them;
+//! attributes flattened.
+
+use serde::{Serialize, Serializer, ser::SerializeMap};
+
+use super::hex;
+use crate::{
+    protocol::{Attribute, Value},
+    span::{Moment, Span, Status},
+};
+
+/// Without the line break.
+pub fn line(span: &Span) -> String {
+    let line = Line {
+        trace_id: hex(&span.trace),
+        span_id: hex(&span.id),
+        parent_span_id: span.parent.map(|parent| hex(&parent)),
+        name: &span.name,
+        kind: span.kind.name(),
+        start_time_unix_nano: span.start.to_string(),
+        end_time_unix_nano: span.end.to_string(),
+        status: Code { code: code(span.status) },
+        attributes: Flat(&span.attributes),
+        resource: Flat(&span.resource.attributes),
+        events: span.events.iter().map(Event::from).collect(),
+    };
+    // A map with text keys always serialises.
+    serde_json::to_string(&line).unwrap_or_default()
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line<'a> {
+    trace_id: String,
+    span_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent_span_id: Option<String>,
+    name: &'a str,
+    kind: &'static str,
+    start_time_unix_nano: String,
+    end_time_unix_nano: String,
+    status: Code,
+    attributes: Flat<'a>,
+    resource: Flat<'a>,
+    events: Vec<Event<'a>>,
+}
+
+#[derive(Serialize)]
+struct Code {
+    code: &'static str,
+}
+
+fn code(status: Status) -> &'static str {
+    match status {
+        Status::Unset => "UNSET",
+        Status::Error => "ERROR",
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Event<'a> {
+    name: &'static str,
+    time_unix_nano: String,
+    attributes: Flat<'a>,
+}
+
+impl<'a> From<&'a Moment> for Event<'a> {
+    fn from(moment: &'a Moment) -> Self {
+        Self {
+            name: moment.name,
+            time_unix_nano: moment.time.to_string(),
+            attributes: Flat(&moment.attributes),
+        }
+    }
+}
+
+struct Flat<'a>(&'a [Attribute]);
+
+impl Serialize for Flat<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for attribute in self.0 {
+            match &attribute.value {
+                Value::Text(text) => map.serialize_entry(attribute.key, text)?,
+                Value::Number(number) => map.serialize_entry(attribute.key, number)?,
+                Value::Flag(flag) => map.serialize_entry(attribute.key, flag)?,
+            }
+        }
+        map.end()
+    }
+}

@@ -1,0 +1,27 @@
+//! From records of what the kernel moved to spans, in the order of the data:
+//!
+//! - [`capture`]: records, and the file that holds them
+//! - [`connection`]: both directions of a connection in order, with gaps
+//! - [`protocol`]: what the bytes mean; one file a protocol
+//! - [`exchange`]: requests with their responses
+//! - [`span`]: exchanges with ids, kind, status and resource
+//! - [`enrich`]: what is known of the processes
+//! - [`export`]: spans as text, JSON and OTLP
+//! - [`pipeline`]: all of it as one function of the records
+//! - [`stats`]: the ledger
+//!
+//! Nothing of this reads a clock, a file or a socket: the same records give the same spans. What
+//! does is in `live`.
+#![forbid(unsafe_code)]
+
+pub mod capture;
+pub mod connection;
+pub mod enrich;
+pub mod exchange;
+pub mod export;
+#[cfg(feature = "live")]
+pub mod live;
+pub mod pipeline;
+pub mod protocol;
+pub mod span;
+pub mod stats;

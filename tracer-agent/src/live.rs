@@ -1,0 +1,13 @@
+//! The part that touches the machine: loads the probes, reads the ring buffer, asks `/proc`, sends.
+//! Only here are clocks, sockets and files used.
+#![allow(clippy::disallowed_methods, reason = "this is the module that may read clocks")]
+
+pub mod clock;
+pub mod discover;
+pub mod facts;
+pub mod gate;
+pub mod layout;
+pub mod load;
+pub mod print;
+pub mod send;
+pub mod session;

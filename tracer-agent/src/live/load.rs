@@ -1,0 +1,115 @@
+//! The probes: loaded one by one, attached, and taken away again. Nothing is pinned: when the
+//! program ends, in whatever way, the kernel drops them with its file descriptors.
+
+use anyhow::{Context, Result, anyhow};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{HashMap, MapData, PerCpuArray, RingBuf},
+    programs::{BtfTracePoint, ProgramError},
+};
+use tracer_common::config::{Counter, selected};
+
+use super::layout;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf"));
+
+/// All are named after the kernel's tracepoint that they are attached to. In this order: who is
+/// chosen is followed before anyone is.
+const PROGRAMS: [&str; 6] = [
+    "sched_process_exit",
+    "sched_process_fork",
+    "sched_process_exec",
+    "tcp_destroy_sock",
+    "sock_send_length",
+    "sock_recv_length",
+];
+
+/// The smallest ring that holds a record of the largest class.
+pub const RING_MIN: u32 = 64 << 10;
+pub const RING_DEFAULT: u32 = 8 << 20;
+
+pub struct Probes {
+    ebpf: Ebpf,
+    selected: HashMap<MapData, u32, u32>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl Probes {
+    /// Loads and attaches everything. `ring` is a power of two.
+    pub fn load(ring: u32) -> Result<(Self, RingBuf<MapData>)> {
+        let offsets = layout::offsets()?;
+        let btf = Btf::from_sys_fs().context("the kernel's type information cannot be read")?;
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("RECORDS", ring);
+        for (name, offset) in &offsets {
+            loader.override_global(name, offset, true);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| refused(error.into()))?;
+        let map = |ebpf: &mut Ebpf, name: &str| {
+            ebpf.take_map(name).ok_or_else(|| anyhow!("the probes have no map {name}"))
+        };
+        let selected = HashMap::try_from(map(&mut ebpf, "SELECTED")?)?;
+        let counters = PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?)?;
+        let records = RingBuf::try_from(map(&mut ebpf, "RECORDS")?)?;
+        for name in PROGRAMS {
+            let program: &mut BtfTracePoint = ebpf
+                .program_mut(name)
+                .ok_or_else(|| anyhow!("the probes have no program {name}"))?
+                .try_into()?;
+            program.load(name, &btf).map_err(|error| refused(explain(name, error)))?;
+            program.attach().with_context(|| format!("the probe {name} cannot be attached"))?;
+        }
+        Ok((Self { ebpf, selected, counters }, records))
+    }
+
+    pub fn select(&mut self, process: u32) -> Result<()> {
+        self.selected.insert(process, selected::BY_PID, 0).context("the selection is full")
+    }
+
+    /// Whether any chosen process is left.
+    pub fn selects_any(&self) -> bool {
+        self.selected.keys().next().is_some()
+    }
+
+    pub fn counters(&self) -> Result<[u64; Counter::COUNT as usize]> {
+        let mut totals = [0; Counter::COUNT as usize];
+        for (index, total) in totals.iter_mut().enumerate() {
+            *total = self.counters.get(&(index as u32), 0)?.iter().sum();
+        }
+        Ok(totals)
+    }
+
+    /// Takes the probes away; maps stay readable.
+    pub fn detach(&mut self) {
+        for name in PROGRAMS {
+            if let Some(program) = self.ebpf.program_mut(name)
+                && let Ok(program) = <&mut BtfTracePoint>::try_from(program)
+            {
+                // Dropping the link detaches it, and unloading drops all links.
+                let _ = program.unload();
+            }
+        }
+    }
+}
+
+/// The reason in one line; the end of the verifier's log for those who ask.
+fn explain(name: &str, error: ProgramError) -> anyhow::Error {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().collect();
+            tracing::debug!("{name}: {}", lines[lines.len().saturating_sub(20)..].join("\n"));
+            anyhow!("the kernel refuses the probe {name}: {io_error} (TRACER_LOG=debug says more)")
+        }
+        other => anyhow!("the probe {name} cannot be loaded: {other}"),
+    }
+}
+
+/// What to do about the commonest reason.
+fn refused(error: anyhow::Error) -> anyhow::Error {
+    if rustix::process::geteuid().is_root() {
+        error
+    } else {
+        anyhow!("probes need root (or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE): run it with sudo")
+    }
+}

@@ -1,0 +1,277 @@
+//! OTLP to a collector, from a thread of its own, through a queue with a bound: a collector that is
+//! slow, or not there, costs spans (counted) and nothing else.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse, trace_service_client::TraceServiceClient,
+};
+use prost::Message;
+use tokio::sync::mpsc;
+use tonic::{Code, transport::Channel};
+
+use crate::{export::otlp, span::Span};
+
+/// Spans that wait; a span takes one or two KiB.
+const QUEUE: usize = 8192;
+
+/// A batch is sent when it has so many spans, or is so old.
+const BATCH: usize = 512;
+const BATCH_AGE: Duration = Duration::from_secs(1);
+
+/// How long one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The first and the longest pause before a request is tried again.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MOST: Duration = Duration::from_secs(8);
+
+/// By which the exports of other tracers are known.
+const USER_AGENT: &str = concat!("tracer-otlp/", env!("CARGO_PKG_VERSION"));
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Protocol {
+    Grpc,
+    #[value(name = "http/protobuf")]
+    Http,
+}
+
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    pub url: String,
+    pub protocol: Protocol,
+}
+
+impl Endpoint {
+    /// `url` is the base that the flag and the environment name. Without a protocol the port tells,
+    /// as far as it is one of the two that OTLP has.
+    pub fn new(url: &str, protocol: Option<Protocol>) -> Result<Self> {
+        let parsed = reqwest::Url::parse(url).with_context(|| format!("`{url}` is not a URL"))?;
+        if parsed.scheme() == "https" {
+            bail!("`{url}`: TLS is not supported yet, name an endpoint with http://");
+        }
+        if parsed.scheme() != "http" || parsed.host_str().is_none() {
+            bail!("`{url}` is not a URL of the form http://HOST:PORT");
+        }
+        let protocol = protocol.unwrap_or(match parsed.port() {
+            Some(4317) => Protocol::Grpc,
+            _ => Protocol::Http,
+        });
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), protocol })
+    }
+}
+
+/// What became of the spans.
+#[derive(Debug, Default)]
+struct Counts {
+    sent: AtomicU64,
+    /// The queue was full.
+    dropped: AtomicU64,
+    /// The collector said that it did not take them.
+    rejected: AtomicU64,
+    /// They could not be sent.
+    failed: AtomicU64,
+}
+
+pub struct Sender {
+    queue: Option<mpsc::Sender<Span>>,
+    thread: JoinHandle<()>,
+    counts: Arc<Counts>,
+    url: String,
+}
+
+impl Sender {
+    pub fn start(endpoint: Endpoint) -> Result<Self> {
+        let (queue, spans) = mpsc::channel(QUEUE);
+        let counts = Arc::new(Counts::default());
+        let url = endpoint.url.clone();
+        let transport = Transport::new(&endpoint)?;
+        let theirs = counts.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new()
+            .name("send".into())
+            .spawn(move || runtime.block_on(run(spans, transport, &theirs)))
+            .context("no thread can be started")?;
+        Ok(Self { queue: Some(queue), thread, counts, url })
+    }
+
+    pub fn send(&self, span: Span) {
+        let full = self.queue.as_ref().is_none_or(|queue| queue.try_send(span).is_err());
+        if full {
+            self.counts.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// As [`Self::send`], but waits for room.
+    pub fn send_waiting(&self, span: Span) {
+        let lost = self.queue.as_ref().is_none_or(|queue| queue.blocking_send(span).is_err());
+        if lost {
+            self.counts.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Sends what is left, for at most as long. Returns a line that tells what became of the spans.
+    pub fn finish(mut self, most: Duration) -> String {
+        let queued = self.queue.take().map_or(0, |queue| queue.max_capacity() - queue.capacity());
+        let until = Instant::now() + most;
+        while !self.thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let late = if self.thread.is_finished() { String::new() } else { format!(", about {queued} not in time") };
+        let count = |count: &AtomicU64| count.load(Relaxed);
+        format!(
+            "otlp: {}: {} spans sent, {} dropped (queue full), {} failed, {} rejected{late}",
+            self.url,
+            count(&self.counts.sent),
+            count(&self.counts.dropped),
+            count(&self.counts.failed),
+            count(&self.counts.rejected),
+        )
+    }
+}
+
+async fn run(mut spans: mpsc::Receiver<Span>, mut transport: Transport, counts: &Counts) {
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        let Some(first) = spans.recv().await else { return };
+        batch.push(first);
+        let due = tokio::time::Instant::now() + BATCH_AGE;
+        while batch.len() < BATCH {
+            match tokio::time::timeout_at(due, spans.recv()).await {
+                Ok(Some(span)) => batch.push(span),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        deliver(&mut transport, &batch, counts, &spans).await;
+        batch.clear();
+    }
+}
+
+/// Sends a batch, again and again while that makes sense and the queue is open.
+async fn deliver(transport: &mut Transport, batch: &[Span], counts: &Counts, spans: &mpsc::Receiver<Span>) {
+    let request = otlp::request(batch);
+    let amount = batch.len() as u64;
+    let mut pause = RETRY_FIRST;
+    loop {
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, transport.export(&request)).await;
+        match answer.unwrap_or_else(|_| Answer::Again("no answer in time".to_owned())) {
+            Answer::Taken { rejected } => {
+                let rejected = (rejected.max(0) as u64).min(amount);
+                counts.rejected.fetch_add(rejected, Relaxed);
+                counts.sent.fetch_add(amount - rejected, Relaxed);
+                return;
+            }
+            Answer::Refused(reason) => {
+                tracing::warn!("the collector refuses spans: {reason}");
+                counts.failed.fetch_add(amount, Relaxed);
+                return;
+            }
+            Answer::Again(reason) => {
+                tracing::debug!("the collector does not take spans now: {reason}");
+                if spans.is_closed() && pause > RETRY_FIRST {
+                    counts.failed.fetch_add(amount, Relaxed);
+                    return;
+                }
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MOST);
+    }
+}
+
+enum Answer {
+    Taken { rejected: i64 },
+    Refused(String),
+    Again(String),
+}
+
+/// Partial success: the collector says how many spans it did not take, and why.
+fn taken(response: ExportTraceServiceResponse) -> Answer {
+    let partial = response.partial_success.unwrap_or_default();
+    if !partial.error_message.is_empty() {
+        tracing::warn!("the collector says: {}", partial.error_message);
+    }
+    Answer::Taken { rejected: partial.rejected_spans }
+}
+
+enum Transport {
+    Grpc(TraceServiceClient<Channel>),
+    Http { client: reqwest::Client, url: String },
+}
+
+impl Transport {
+    fn new(endpoint: &Endpoint) -> Result<Self> {
+        match endpoint.protocol {
+            Protocol::Grpc => {
+                // A channel wants a runtime to be there, but does nothing before its first request.
+                let channel = tonic::transport::Endpoint::from_shared(endpoint.url.clone())
+                    .and_then(|endpoint| endpoint.user_agent(USER_AGENT))
+                    .map_err(|error| anyhow!("`{}`: {error}", endpoint.url))?;
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                let _guard = runtime.enter();
+                Ok(Self::Grpc(TraceServiceClient::new(channel.connect_lazy())))
+            }
+            Protocol::Http => {
+                let client = reqwest::Client::builder().user_agent(USER_AGENT).no_proxy().build()?;
+                Ok(Self::Http { client, url: format!("{}/v1/traces", endpoint.url) })
+            }
+        }
+    }
+
+    async fn export(&mut self, request: &ExportTraceServiceRequest) -> Answer {
+        match self {
+            Self::Grpc(client) => match client.export(request.clone()).await {
+                Ok(response) => taken(response.into_inner()),
+                Err(status) if may_retry(status.code()) => Answer::Again(status.to_string()),
+                Err(status) => Answer::Refused(status.to_string()),
+            },
+            Self::Http { client, url } => {
+                let response = client
+                    .post(url.as_str())
+                    .header("content-type", "application/x-protobuf")
+                    .body(request.encode_to_vec())
+                    .send()
+                    .await;
+                let response = match response {
+                    Ok(response) => response,
+                    Err(error) => return Answer::Again(error.to_string()),
+                };
+                let status = response.status();
+                if !status.is_success() {
+                    let reason = format!("status {status}");
+                    // OTLP, "Failures": these may be tried again, and no others.
+                    return match status.as_u16() {
+                        429 | 502 | 503 | 504 => Answer::Again(reason),
+                        _ => Answer::Refused(reason),
+                    };
+                }
+                match response.bytes().await {
+                    Ok(body) => taken(ExportTraceServiceResponse::decode(body).unwrap_or_default()),
+                    Err(error) => Answer::Again(error.to_string()),
+                }
+            }
+        }
+    }
+}
+
+/// OTLP, "Failures": the codes that may be tried again.
+fn may_retry(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Cancelled
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Aborted
+            | Code::OutOfRange
+            | Code::Unavailable
+            | Code::DataLoss
+    )
+}

@@ -1,0 +1,324 @@
+//! One capture, from the first selected process to the ledger.
+
+use std::{
+    collections::BTreeSet,
+    io::Write,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use aya::maps::{MapData, RingBuf};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{clock, discover, facts, load::Probes, print::Printer, send::Sender};
+use crate::{
+    capture::{self, Life, Record, own},
+    pipeline::{Limits, Pipeline},
+    span::Span,
+};
+
+/// Records that are read before anything else gets its turn.
+const TURN: usize = 8192;
+
+/// How long the agent sleeps after it found records, and at most while it finds none. The probes wake
+/// it when the ring fills.
+const PAUSE_BUSY: Duration = Duration::from_millis(1);
+const PAUSE_IDLE: Duration = Duration::from_millis(50);
+
+/// How often the pipeline is told the time, and the wall clock is looked at again.
+const TICK: u64 = 100_000_000;
+const TICK_IDLE: u64 = 1_000_000_000;
+const CLOCK: u64 = 30_000_000_000;
+
+/// Where spans and records go.
+pub struct Outputs {
+    pub printer: Printer,
+    pub sender: Option<Sender>,
+    pub recording: Option<Recording>,
+}
+
+pub struct Session {
+    probes: Probes,
+    ring: RingBuf<MapData>,
+    pipeline: Pipeline,
+    pub outputs: Outputs,
+    /// Spans so far, and how many are wanted.
+    pub spans: u64,
+    pub count: Option<u64>,
+    last_tick: u64,
+    last_clock: u64,
+    records_at_tick: u64,
+    idle: Duration,
+}
+
+/// Why a turn of the capture ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    More,
+    /// No chosen process is left.
+    Deserted,
+    /// As many spans as were wanted.
+    Counted,
+    /// Nobody reads the output.
+    Unread,
+}
+
+impl Session {
+    pub fn start(ring: u32, limits: Limits, outputs: Outputs) -> Result<Self> {
+        let (probes, ring) = Probes::load(ring)?;
+        let mut session = Self {
+            probes,
+            ring,
+            pipeline: Pipeline::new(limits),
+            outputs,
+            spans: 0,
+            count: None,
+            last_tick: clock::monotonic(),
+            last_clock: 0,
+            records_at_tick: 0,
+            idle: PAUSE_BUSY,
+        };
+        let now = clock::monotonic();
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("no random seed: {error}"))?;
+        session.handle(&own::seed(now, seed))?;
+        session.tell_clock(now)?;
+        for fact in facts::of_host(now) {
+            session.handle(&fact)?;
+        }
+        Ok(session)
+    }
+
+    /// Chooses a process that is there, with its children. Returns all that were chosen.
+    pub fn select(&mut self, roots: &BTreeSet<u32>) -> Result<BTreeSet<u32>> {
+        let mut chosen = BTreeSet::new();
+        // A child that is forked while this goes on is followed by the probes, if its parent was
+        // chosen by then; else the next look finds it.
+        loop {
+            let found: BTreeSet<u32> = discover::with_descendants(roots)?.difference(&chosen).copied().collect();
+            if found.is_empty() {
+                return Ok(chosen);
+            }
+            for process in &found {
+                let now = clock::monotonic();
+                for fact in facts::of(*process, now).into_iter().chain(facts::listening(*process, now)) {
+                    self.handle(&fact)?;
+                }
+                self.probes.select(*process)?;
+            }
+            chosen.extend(found);
+        }
+    }
+
+    /// Chooses a process that has done nothing yet.
+    pub fn select_new(&mut self, process: u32) -> Result<()> {
+        self.probes.select(process)
+    }
+
+    /// Reads what there is, then waits a moment for more. Falls asleep for longer the longer there is
+    /// nothing; a ring that fills ends that sleep.
+    pub fn turn(&mut self) -> Result<Turn> {
+        let read = self.drain(TURN)?;
+        self.tick(clock::monotonic())?;
+        if self.count.is_some_and(|count| self.spans >= count) {
+            return Ok(Turn::Counted);
+        }
+        if self.outputs.printer.is_closed() {
+            return Ok(Turn::Unread);
+        }
+        if read == TURN {
+            return Ok(Turn::More);
+        }
+        if read > 0 {
+            self.idle = PAUSE_BUSY;
+            // Not a wait for the ring: it would end at the next record, and each would cost a turn.
+            std::thread::sleep(PAUSE_BUSY);
+            return Ok(Turn::More);
+        }
+        if !self.probes.selects_any() {
+            return Ok(Turn::Deserted);
+        }
+        self.idle = (self.idle * 2).min(PAUSE_IDLE);
+        let most = Timespec { tv_sec: 0, tv_nsec: self.idle.as_nanos() as i64 };
+        // An interrupted wait is as good as one that is over.
+        let _ = poll(&mut [PollFd::new(&self.ring, PollFlags::IN)], Some(&most));
+        Ok(Turn::More)
+    }
+
+    /// Takes the probes away, reads what is left and closes the books.
+    pub fn finish(mut self, most: Duration) -> Result<Finished> {
+        let until = Instant::now() + most;
+        self.probes.detach();
+        loop {
+            while self.drain(TURN)? > 0 {}
+            let now = clock::monotonic();
+            let counters = self.probes.counters()?;
+            // A probe that was under way when it was detached has counted but not yet told.
+            let told = self.pipeline.ledger().told;
+            let total = own::counters(now, counters);
+            let moved = ledger_total(&counters);
+            if told == moved || Instant::now() >= until {
+                self.handle(&total)?;
+                self.handle(&own::finished(now))?;
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if let Some(recording) = &mut self.outputs.recording {
+            recording.finish()?;
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        let sent = self.outputs.sender.map(|sender| sender.finish(left));
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(500));
+        let unprinted = self.outputs.printer.finish(left)?;
+        Ok(Finished { pipeline: self.pipeline, sent, unprinted, spans: self.spans })
+    }
+
+    fn drain(&mut self, most: usize) -> Result<usize> {
+        let mut read = 0;
+        while read < most {
+            let Some(item) = self.ring.next() else { break };
+            read += 1;
+            let bytes: &[u8] = &item;
+            let Ok(record) = Record::parse(bytes) else {
+                self.pipeline.handle_damage();
+                continue;
+            };
+            let bytes = &bytes[..size(bytes)];
+            if let Some(recording) = &mut self.outputs.recording {
+                recording.write(bytes)?;
+            }
+            self.pipeline.handle_record(&record);
+            let executed = match record {
+                Record::Process(Life::Executed, process) => Some(process.header.pid),
+                _ => None,
+            };
+            drop(item);
+            self.deliver();
+            if let Some(process) = executed {
+                for fact in facts::of(process, clock::monotonic()) {
+                    self.handle(&fact)?;
+                }
+            }
+        }
+        Ok(read)
+    }
+
+    /// The agent's own records take the way that those of the probes take.
+    fn handle(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(recording) = &mut self.outputs.recording {
+            recording.write(bytes)?;
+        }
+        self.pipeline.handle_record(&Record::parse(bytes)?);
+        self.deliver();
+        Ok(())
+    }
+
+    fn deliver(&mut self) {
+        while let Some(span) = self.pipeline.poll_output() {
+            if self.count.is_some_and(|count| self.spans >= count) {
+                continue;
+            }
+            self.spans += 1;
+            self.outputs.deliver(span);
+        }
+    }
+
+    fn tick(&mut self, now: u64) -> Result<()> {
+        let records = self.pipeline.ledger().records;
+        let interval = if records == self.records_at_tick { TICK_IDLE } else { TICK };
+        if now.saturating_sub(self.last_tick) < interval {
+            return Ok(());
+        }
+        self.last_tick = now;
+        if now.saturating_sub(self.last_clock) >= CLOCK {
+            self.tell_clock(now)?;
+        }
+        self.handle(&own::tick(now))?;
+        self.records_at_tick = self.pipeline.ledger().records;
+        Ok(())
+    }
+
+    fn tell_clock(&mut self, now: u64) -> Result<()> {
+        self.last_clock = now;
+        self.handle(&own::clock(now, clock::offset()))
+    }
+}
+
+impl Outputs {
+    pub fn deliver(&mut self, span: Span) {
+        match &self.sender {
+            Some(sender) => {
+                sender.send(span.clone());
+                self.printer.print(span);
+            }
+            None => self.printer.print(span),
+        }
+    }
+
+    /// For a replay, which can wait.
+    pub fn deliver_waiting(&mut self, span: Span) {
+        if let Some(sender) = &self.sender {
+            sender.send_waiting(span.clone());
+        }
+        self.printer.print_waiting(span);
+    }
+}
+
+/// What is known when a capture is over.
+pub struct Finished {
+    pub pipeline: Pipeline,
+    /// What became of the spans that were to be sent.
+    pub sent: Option<String>,
+    /// Lines that nobody read in time.
+    pub unprinted: u64,
+    pub spans: u64,
+}
+
+/// Bytes that records must have told of, by the kernel's counters.
+fn ledger_total(counters: &[u64; tracer_common::config::Counter::COUNT as usize]) -> u64 {
+    use tracer_common::config::Counter;
+    let count = |counter: Counter| counters[counter as usize];
+    (count(Counter::MovedSent) + count(Counter::MovedReceived))
+        .saturating_sub(count(Counter::LostSent) + count(Counter::LostReceived))
+        .saturating_sub(count(Counter::OtherSent) + count(Counter::OtherReceived))
+}
+
+/// The size in a record's header; the ring rounds up.
+fn size(bytes: &[u8]) -> usize {
+    let size = u32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize;
+    size.min(bytes.len())
+}
+
+/// A capture file that is being written.
+pub struct Recording {
+    out: std::io::BufWriter<std::fs::File>,
+}
+
+impl Recording {
+    /// Only for its owner: it will hold what the processes sent and received.
+    pub fn create(path: &Path) -> Result<Self> {
+        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)
+            .with_context(|| format!("{} cannot be written", path.display()))?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
+        out.write_all(&capture::MAGIC)?;
+        Ok(Self { out })
+    }
+
+    fn write(&mut self, record: &[u8]) -> Result<()> {
+        self.out.write_all(&capture::frame(record))?;
+        self.out.write_all(record).context("the capture file cannot be written")
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.out.flush().context("the capture file cannot be written")
+    }
+}

@@ -1,0 +1,85 @@
+//! `tracer`: sees every request of a service that nobody instrumented.
+#![forbid(unsafe_code)]
+
+mod command;
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tracer_agent::live::gate;
+
+/// Sees every HTTP request of a service that nobody instrumented.
+#[derive(Parser, Debug)]
+#[command(
+    version,
+    about,
+    after_help = "Exit status: 0 fine; 2 wrong usage, or nothing selected; 3 inconclusive; 4 no capture, or losses
+with --strict; 5 the traced command failed.
+
+Environment: OTEL_EXPORTER_OTLP_[TRACES_]ENDPOINT and _PROTOCOL name a receiver; TRACER_LOG=debug says
+more on standard error; NO_COLOR switches colours off."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Show what processes exchange, as it happens
+    Trace(command::trace::Arguments),
+    /// Show it and keep everything in a capture file
+    Record(command::record::Arguments),
+    /// Show what a capture file holds; needs no root
+    Replay(command::replay::Arguments),
+    /// The helper that becomes a traced command
+    #[command(name = gate::SUBCOMMAND, hide = true)]
+    WaitAtGate {
+        gate: PathBuf,
+        #[arg(long)]
+        user: Option<String>,
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    log();
+    let result = match arguments.command {
+        Command::Trace(arguments) => command::trace::run(&arguments),
+        Command::Record(arguments) => command::record::run(&arguments),
+        Command::Replay(arguments) => command::replay::run(&arguments),
+        Command::WaitAtGate { gate, user, command } => {
+            return ExitCode::from(gate::wait_and_become(gate, user.as_deref(), &command) as u8);
+        }
+    };
+    match result {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(failure) => {
+            eprintln!("tracer: {failure}");
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn log() {
+    use std::io::IsTerminal;
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::Level::WARN.into())
+        .with_env_var("TRACER_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .init();
+}

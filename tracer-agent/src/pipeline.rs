@@ -1,0 +1,763 @@
+//! From records to spans. A pure function of the records: [`Pipeline::handle_record`] takes one,
+//! [`Pipeline::poll_output`] gives what came of it; time passes where a record says so.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use tracer_common::{
+    connection::{Direction, Role},
+    record::{Closed, Data, Ended, Opened},
+};
+
+use crate::{
+    capture::Record,
+    connection::{
+        Arrival, Connection,
+        stream::{After, Ending, Mark, Missing},
+    },
+    enrich::{Resource, process::Processes},
+    exchange::{Exchange, Exchanges, Outcome},
+    protocol::{self, Class, Event, Input, PROTOCOLS, Progress, Session, Side, Verdict, What},
+    span::{Kind, Span, Spans},
+    stats::{Bucket, Ledger, Tally},
+};
+
+/// How long a hole is waited for: records of two CPUs come out of order by less.
+const HOLE_WAIT: u64 = 200_000_000;
+
+/// Bytes that one connection may hold.
+const CONNECTION_HELD_MAX: usize = 1 << 20;
+
+/// A start that is not told from others by then is of no known protocol.
+const DETECT_MAX: usize = 64 * 1024;
+
+/// About what a connection takes besides the bytes that it holds.
+const CONNECTION_COST: usize = 1024;
+
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of memory for connections and what they hold, about.
+    pub memory: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { memory: 128 << 20 }
+    }
+}
+
+/// An exchange that was not over when the capture ended.
+#[derive(Clone, Debug)]
+pub struct OpenExchange {
+    pub operation: String,
+    pub target: String,
+    pub kind: Kind,
+    /// Nanoseconds since its first byte.
+    pub age: u64,
+    /// Whether its response had begun.
+    pub status: Option<String>,
+    pub peer: Option<String>,
+    pub resource: Arc<Resource>,
+}
+
+#[derive(Default)]
+pub struct Pipeline {
+    limits: Limits,
+    connections: BTreeMap<u64, Tracked>,
+    /// Connections that wait for something that time can decide.
+    waiting: BTreeSet<u64>,
+    held: usize,
+    processes: Processes,
+    spans: Spans,
+    ledger: Ledger,
+    output: VecDeque<Span>,
+    open: Vec<OpenExchange>,
+    finished: bool,
+}
+
+/// A connection with what is made of it.
+#[derive(Default)]
+struct Tracked {
+    connection: Connection,
+    state: State,
+    exchanges: Exchanges,
+    /// What was read while it is not sure what it is.
+    unsure: Tally,
+    /// A message waits for bytes of this direction, up to this position, since this time.
+    wait: Option<(Direction, u64, u64)>,
+    /// As last added to the sum.
+    held: usize,
+}
+
+enum State {
+    Detecting {
+        /// By direction, how many bytes were looked at in vain.
+        seen: [usize; 2],
+    },
+    Speaking(Speaking),
+    /// What it carries cannot be told; bytes are counted here.
+    Ignored(Bucket),
+}
+
+struct Speaking {
+    session: Box<dyn Session>,
+    requests: Direction,
+    /// Both sides were seen to speak it.
+    confirmed: bool,
+    /// Bytes of responses were given to the session.
+    answered: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State::Detecting { seen: [0; 2] }
+    }
+}
+
+impl Pipeline {
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    pub fn handle_record(&mut self, record: &Record<'_>) {
+        self.ledger.records += 1;
+        match record {
+            Record::Process(life, process) => self.processes.handle_life(*life, process),
+            Record::Opened(opened) => self.handle_opened(opened),
+            Record::Data(data, payload) => self.handle_data(data, payload),
+            Record::Ended(ended) => self.handle_ended(ended),
+            Record::Closed(closed) => self.handle_closed(closed),
+            Record::Seed(seed) => self.spans.set_seed(*seed),
+            Record::Clock { offset } => self.spans.set_clock(*offset),
+            Record::Tick { now } => self.handle_timeout(*now),
+            Record::Fact { process, key, value } => self.processes.handle_fact(*process, *key, value),
+            Record::Counters(counters) => self.ledger.set_counters(counters),
+            Record::Finished { now } => self.finish(*now),
+        }
+    }
+
+    /// A record that could not be read.
+    pub fn handle_damage(&mut self) {
+        self.ledger.damaged += 1;
+    }
+
+    /// Decides what has waited for too long.
+    pub fn handle_timeout(&mut self, now: u64) {
+        let due: Vec<u64> = self
+            .waiting
+            .iter()
+            .copied()
+            .filter(|cookie| {
+                self.connections.get(cookie).and_then(Tracked::waits_since).is_none_or(|since| {
+                    now.saturating_sub(since) >= HOLE_WAIT
+                })
+            })
+            .collect();
+        for cookie in due {
+            self.waiting.remove(&cookie);
+            self.with(cookie, |tracked, run| tracked.give_up_waiting(run));
+        }
+    }
+
+    pub fn poll_output(&mut self) -> Option<Span> {
+        self.output.pop_front()
+    }
+
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// After the record that says that the capture is finished: what was not over.
+    pub fn open_exchanges(&self) -> &[OpenExchange] {
+        &self.open
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Bytes of memory that are held, about.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    fn handle_opened(&mut self, opened: &Opened) {
+        self.with(opened.cookie, |tracked, run| {
+            tracked.connection.open(opened);
+            if let Some(ends) = &mut tracked.connection.ends
+                && ends.role == Role::Unknown
+                && run.processes.listens(opened.header.pid, ends.local.port())
+            {
+                ends.role = Role::Server;
+            }
+        });
+    }
+
+    fn handle_data(&mut self, data: &Data, payload: &[u8]) {
+        let Some(direction) = Direction::from_wire(data.direction) else { return self.handle_damage() };
+        self.ledger.told += u64::from(data.length);
+        let arrival = Arrival {
+            direction,
+            position: data.position,
+            opposite: data.opposite,
+            bases: data.bases,
+            time: data.header.time,
+            process: data.header.pid,
+        };
+        self.with(data.cookie, |tracked, run| {
+            if let State::Ignored(bucket) = tracked.state {
+                run.ledger.bytes.add(bucket, data.length.into());
+                return;
+            }
+            let inserted = tracked.connection.insert(&arrival, payload, data.length.into());
+            run.ledger.bytes.add(Bucket::Overlap, inserted.overlap);
+            tracked.advance(run);
+        });
+    }
+
+    fn handle_ended(&mut self, ended: &Ended) {
+        let Some(direction) = Direction::from_wire(ended.direction) else { return self.handle_damage() };
+        if !self.connections.contains_key(&ended.cookie) {
+            return;
+        }
+        self.with(ended.cookie, |tracked, run| {
+            // A failed send says that the peer is gone, as a failed receive does.
+            let ending = if ended.result == 0 { Ending::Eof } else { Ending::Reset };
+            if ended.result == 0 && direction == Direction::Sent {
+                return;
+            }
+            tracked.connection.last_time = ended.header.time;
+            tracked.connection.streams[Direction::Received.index()].finish(ending);
+            tracked.advance(run);
+        });
+    }
+
+    fn handle_closed(&mut self, closed: &Closed) {
+        if self.connections.contains_key(&closed.cookie) {
+            self.remove(closed.cookie, Some(closed));
+        }
+    }
+
+    fn finish(&mut self, now: u64) {
+        self.finished = true;
+        let cookies: Vec<u64> = self.connections.keys().copied().collect();
+        for cookie in cookies {
+            self.with(cookie, |tracked, run| {
+                tracked.give_up_waiting(run);
+                tracked.confirm_by_silence(run);
+                run.report_open(tracked, now);
+                tracked.ignore(run, Bucket::Unparsed);
+            });
+            self.connections.remove(&cookie);
+        }
+        self.open.sort_by_key(|open| std::cmp::Reverse(open.age));
+        self.waiting.clear();
+        self.held = 0;
+    }
+
+    /// Works on one connection, and keeps the sums over all of them right.
+    fn with(&mut self, cookie: u64, work: impl FnOnce(&mut Tracked, &mut Run<'_>)) {
+        let ledger = &mut self.ledger;
+        let tracked = self.connections.entry(cookie).or_insert_with(|| {
+            ledger.connections += 1;
+            Tracked::default()
+        });
+        let mut run = Run {
+            ledger: &mut self.ledger,
+            processes: &mut self.processes,
+            spans: &mut self.spans,
+            output: &mut self.output,
+            open: &mut self.open,
+        };
+        work(tracked, &mut run);
+        if tracked.waits_since().is_some() {
+            self.waiting.insert(cookie);
+        }
+        let held = tracked.cost();
+        self.held = self.held + held - tracked.held;
+        tracked.held = held;
+        if held > CONNECTION_HELD_MAX + CONNECTION_COST {
+            tracked.overflow(&mut run);
+            let held = tracked.cost();
+            self.held = self.held + held - tracked.held;
+            tracked.held = held;
+        }
+        if self.held > self.limits.memory {
+            self.evict();
+        }
+    }
+
+    /// The connections that were silent for longest go, enough of them to be done for a while.
+    fn evict(&mut self) {
+        let mut oldest: Vec<(u64, u64)> = self
+            .connections
+            .iter()
+            .map(|(cookie, tracked)| (tracked.connection.last_time, *cookie))
+            .collect();
+        oldest.sort_unstable();
+        for (_, cookie) in oldest {
+            if self.held <= self.limits.memory / 8 * 7 {
+                break;
+            }
+            self.ledger.evicted += 1;
+            if let Some(tracked) = self.connections.get_mut(&cookie) {
+                let mut run = Run {
+                    ledger: &mut self.ledger,
+                    processes: &mut self.processes,
+                    spans: &mut self.spans,
+                    output: &mut self.output,
+                    open: &mut self.open,
+                };
+                tracked.ignore(&mut run, Bucket::OverLimit);
+            }
+            self.forget(cookie);
+        }
+    }
+
+    /// The connection is over.
+    fn remove(&mut self, cookie: u64, closed: Option<&Closed>) {
+        self.with(cookie, |tracked, run| tracked.close(closed, run));
+        self.forget(cookie);
+    }
+
+    fn forget(&mut self, cookie: u64) {
+        if let Some(tracked) = self.connections.remove(&cookie) {
+            self.held -= tracked.held;
+        }
+        self.waiting.remove(&cookie);
+    }
+}
+
+/// What the work on a connection reaches of the pipeline.
+struct Run<'a> {
+    ledger: &'a mut Ledger,
+    processes: &'a mut Processes,
+    spans: &'a mut Spans,
+    output: &'a mut VecDeque<Span>,
+    open: &'a mut Vec<OpenExchange>,
+}
+
+impl Run<'_> {
+    fn emit(&mut self, exchange: Exchange, connection: &Connection, requests: Direction) {
+        let kind = kind(requests);
+        self.ledger.exchanges += 1;
+        self.ledger.partial += (exchange.cut != [false; 2]) as u64;
+        let resource = self.processes.resource(exchange.process);
+        self.output.push_back(self.spans.make(exchange, kind, connection.ends.as_ref(), resource));
+    }
+
+    fn report_open(&mut self, tracked: &Tracked, now: u64) {
+        let State::Speaking(speaking) = &tracked.state else { return };
+        if !speaking.confirmed {
+            return;
+        }
+        for exchange in tracked.exchanges.open() {
+            self.open.push(OpenExchange {
+                operation: exchange.request.operation.clone(),
+                target: exchange.request.target.clone(),
+                kind: kind(speaking.requests),
+                age: now.saturating_sub(exchange.request_start),
+                status: exchange.response.as_ref().map(|response| response.status.clone()),
+                peer: tracked.connection.ends.as_ref().map(|ends| ends.peer.to_string()),
+                resource: self.processes.resource(exchange.process),
+            });
+        }
+    }
+}
+
+fn kind(requests: Direction) -> Kind {
+    match requests {
+        Direction::Sent => Kind::Client,
+        Direction::Received => Kind::Server,
+    }
+}
+
+impl Tracked {
+    fn cost(&self) -> usize {
+        let session = match &self.state {
+            State::Speaking(speaking) => speaking.session.held(),
+            _ => 0,
+        };
+        CONNECTION_COST + self.connection.held() + self.exchanges.held() + session
+    }
+
+    fn waits_since(&self) -> Option<u64> {
+        let message = self.wait.map(|(_, _, since)| since);
+        message.into_iter().chain(self.connection.hole_since()).min()
+    }
+
+    /// Reads whatever can be read.
+    fn advance(&mut self, run: &mut Run<'_>) {
+        loop {
+            let went_on = match self.state {
+                State::Detecting { .. } => self.detect(run),
+                State::Speaking(_) => self.read(run),
+                State::Ignored(_) => false,
+            };
+            if !went_on {
+                return;
+            }
+        }
+    }
+
+    /// Looks for the start of a protocol. Returns whether there is more to do.
+    fn detect(&mut self, run: &mut Run<'_>) -> bool {
+        let known = self.connection.ends.as_ref().and_then(|ends| ends.request_direction());
+        let candidates = known.as_slice();
+        let candidates = if candidates.is_empty() { &Direction::BOTH[..] } else { candidates };
+        let mut went_on = false;
+        for requests in candidates {
+            match self.detect_in(*requests, run) {
+                Detected::Session(session) => {
+                    let speaking =
+                        Speaking { session, requests: *requests, confirmed: false, answered: false };
+                    self.state = State::Speaking(speaking);
+                    return true;
+                }
+                Detected::Skip(length) => {
+                    self.skip(*requests, length, run);
+                    went_on = true;
+                }
+                Detected::Unknown(bucket) if known.is_some() => {
+                    self.ignore(run, bucket);
+                    return false;
+                }
+                Detected::Unknown(bucket) => {
+                    // The other direction may be the one that asks.
+                    let other = self.connection.streams[requests.other().index()].readable().0;
+                    if !other.is_empty() && answers(other) != Verdict::Unsure {
+                        let asks = PROTOCOLS.iter().any(|p| p.detect(Side::Request, other) != Verdict::No);
+                        if !asks {
+                            self.ignore(run, bucket);
+                            return false;
+                        }
+                    }
+                }
+                Detected::Nothing => {}
+            }
+        }
+        went_on
+    }
+
+    fn detect_in(&mut self, requests: Direction, run: &mut Run<'_>) -> Detected {
+        let State::Detecting { seen } = &mut self.state else { return Detected::Nothing };
+        let [stream, answer] =
+            [requests, requests.other()].map(|direction| &self.connection.streams[direction.index()]);
+        let (bytes, after) = stream.readable();
+        let fresh = [stream.front() == 0, answer.front() == 0];
+        if bytes.is_empty() {
+            if let After::Gap(gap) = after {
+                return Detected::Skip(gap.length);
+            }
+            let (bytes, after) = answer.readable();
+            return match (bytes.is_empty(), after) {
+                // Answers to what was asked before are none of ours.
+                (true, After::Gap(gap)) => {
+                    let length = gap.length;
+                    self.skip(requests.other(), length, run);
+                    Detected::Nothing
+                }
+                (true, _) => Detected::Nothing,
+                (false, _) if fresh == [true; 2] => match answers(bytes) {
+                    Verdict::No => Detected::Unknown(unknown(bytes)),
+                    _ => Detected::Nothing,
+                },
+                (false, _) => {
+                    let asked = stream.front();
+                    let old =
+                        answer.marks().at(answer.front()).copied().filter(|mark| mark.opposite <= asked);
+                    if let Some(length) = old.map(|mark| mark.end - answer.front()) {
+                        let length = length.min(bytes.len() as u64);
+                        self.skip(requests.other(), length, run);
+                        return self.detect_in(requests, run);
+                    }
+                    Detected::Nothing
+                }
+            };
+        }
+        // A long start that comes in small pieces is looked at when it has doubled.
+        let seen = &mut seen[requests.index()];
+        if after == After::More && *seen > 256 && bytes.len() < *seen * 2 && answer.readable().0.is_empty() {
+            return Detected::Nothing;
+        }
+        *seen = bytes.len();
+        let at_start = stream.marks().starts_at(stream.front());
+        let mut unsure = false;
+        for protocol in PROTOCOLS.iter().filter(|_| at_start) {
+            match protocol.detect(Side::Request, bytes) {
+                Verdict::Yes => return Detected::Session(protocol.session(fresh)),
+                Verdict::Unsure => unsure = true,
+                Verdict::No => {}
+            }
+        }
+        if unsure && after == After::More && bytes.len() <= DETECT_MAX {
+            return Detected::Nothing;
+        }
+        if fresh[0] {
+            return Detected::Unknown(unknown(bytes));
+        }
+        *seen = 0;
+        let record = stream.marks().next_start(stream.front()).map_or(bytes.len() as u64, |next| next - stream.front());
+        Detected::Skip(record.min(bytes.len() as u64).max(1))
+    }
+
+    /// Bytes, or those of a gap, that no protocol was found in.
+    fn skip(&mut self, direction: Direction, length: u64, run: &mut Run<'_>) {
+        let stream = &mut self.connection.streams[direction.index()];
+        let (bytes, after) = stream.readable();
+        match (bytes.is_empty(), after) {
+            (false, _) => run.ledger.bytes.add(Bucket::Unknown, length),
+            (true, After::Gap(gap)) if gap.missing == Missing::NotCopied => {
+                run.ledger.bytes.add(Bucket::NotCopied, length);
+            }
+            _ => run.ledger.holes += length,
+        }
+        stream.advance(length);
+    }
+
+    /// Lets the session read both sides. Returns whether it got on.
+    fn read(&mut self, run: &mut Run<'_>) -> bool {
+        let mut went_on = false;
+        for side in Side::BOTH {
+            let mut still = 0;
+            while still < 4 {
+                match self.read_step(side, run) {
+                    Some(0) => still += 1,
+                    Some(_) => (went_on, still) = (true, 0),
+                    None => break,
+                }
+            }
+        }
+        went_on && matches!(self.state, State::Speaking(_))
+    }
+
+    /// One step of one side. Returns how much was taken; None if it needs more.
+    fn read_step(&mut self, side: Side, run: &mut Run<'_>) -> Option<u64> {
+        let State::Speaking(speaking) = &mut self.state else { return None };
+        let direction = match side {
+            Side::Request => speaking.requests,
+            Side::Response => speaking.requests.other(),
+        };
+        let stream = &self.connection.streams[direction.index()];
+        let other = &self.connection.streams[direction.other().index()];
+        let (bytes, after) = stream.readable();
+        if bytes.is_empty() && after == After::More {
+            return None;
+        }
+        let marks = stream.marks();
+        let opposite = marks.at(stream.front()).map_or(0, |mark| mark.opposite);
+        let settled = other.end() >= opposite || other.ending() == Some(Ending::Closed);
+        let input = Input { position: stream.front(), bytes, after, marks, settled };
+        speaking.answered |= side == Side::Response && !bytes.is_empty();
+        let mut events = Vec::new();
+        let progress = speaking.session.read(side, &input, &mut events);
+        let requests = speaking.requests;
+        for event in events {
+            self.handle_event(event, requests, run);
+        }
+        if side == Side::Response {
+            self.wait = None;
+        }
+        match progress {
+            Progress::Read { length, class } => {
+                self.take(direction, length, class, run);
+                return Some(length);
+            }
+            Progress::NeedMore => {}
+            Progress::Wait => {
+                let since = self.connection.last_time;
+                self.wait = Some((direction.other(), opposite, since));
+            }
+            Progress::Switch(_) => self.leave(Bucket::Unknown, run),
+            Progress::Invalid(_) => self.leave(Bucket::Unparsed, run),
+        }
+        None
+    }
+
+    fn handle_event(&mut self, event: Event, requests: Direction, run: &mut Run<'_>) {
+        if let What::Response(_) = event.what
+            && let State::Speaking(speaking) = &mut self.state
+            && !speaking.confirmed
+        {
+            speaking.confirmed = true;
+            run.ledger.bytes.merge(&std::mem::take(&mut self.unsure));
+        }
+        let direction = match event.side {
+            Side::Request => requests,
+            Side::Response => requests.other(),
+        };
+        let marks = self.connection.streams[direction.index()].marks();
+        if let Some(exchange) = self.exchanges.handle_event(event, marks) {
+            run.emit(exchange, &self.connection, requests);
+        }
+        run.ledger.orphans += std::mem::take(&mut self.exchanges.orphans);
+    }
+
+    /// Takes what the session has read, and counts it.
+    fn take(&mut self, direction: Direction, length: u64, class: Class, run: &mut Run<'_>) {
+        let stream = &mut self.connection.streams[direction.index()];
+        let (bytes, after) = stream.readable();
+        let confirmed = matches!(&self.state, State::Speaking(speaking) if speaking.confirmed);
+        let tally = if confirmed { &mut run.ledger.bytes } else { &mut self.unsure };
+        match (bytes.is_empty(), after) {
+            (true, After::Gap(gap)) => match gap.missing {
+                Missing::Lost => run.ledger.holes += length,
+                Missing::NotCopied if class == Class::Body => tally.add(Bucket::Body, length),
+                Missing::NotCopied => tally.add(Bucket::NotCopied, length),
+            },
+            _ => tally.add(class.into(), length),
+        }
+        stream.advance(length);
+    }
+
+    /// The session cannot go on. What it had said stands only if both sides had agreed.
+    fn leave(&mut self, bucket: Bucket, run: &mut Run<'_>) {
+        let State::Speaking(speaking) = &self.state else { return };
+        if !speaking.confirmed {
+            return self.ignore(run, Bucket::Unknown);
+        }
+        let requests = speaking.requests;
+        for mut exchange in self.exchanges.finish(Ending::Closed, false) {
+            if exchange.outcome != Outcome::Complete {
+                exchange.outcome = Outcome::Hidden;
+                exchange.cut[Side::Response.index()] = true;
+            }
+            run.emit(exchange, &self.connection, requests);
+        }
+        self.ignore(run, bucket);
+    }
+
+    /// What is held is counted, and what follows will be.
+    fn ignore(&mut self, run: &mut Run<'_>, bucket: Bucket) {
+        let bucket = match &self.state {
+            State::Speaking(speaking) if !speaking.confirmed => {
+                // It was taken for something that it is not.
+                let mistaken = std::mem::take(&mut self.unsure);
+                let not_copied = mistaken.get(Bucket::NotCopied);
+                run.ledger.bytes.add(Bucket::NotCopied, not_copied);
+                run.ledger.bytes.add(Bucket::Unknown, mistaken.sum() - not_copied);
+                if bucket == Bucket::OverLimit { bucket } else { Bucket::Unknown }
+            }
+            State::Detecting { .. } if bucket == Bucket::Unparsed => Bucket::Unknown,
+            _ => bucket,
+        };
+        self.exchanges.forget();
+        self.wait = None;
+        for stream in &mut self.connection.streams {
+            let (bytes, not_copied) = stream.drain();
+            run.ledger.bytes.add(bucket, bytes);
+            run.ledger.bytes.add(Bucket::NotCopied, not_copied);
+        }
+        self.state = State::Ignored(bucket);
+    }
+
+    /// What was waited for will not come.
+    fn give_up_waiting(&mut self, run: &mut Run<'_>) {
+        loop {
+            let mut gave_up = false;
+            if let Some((direction, position, _)) = self.wait.take() {
+                let mark = self.blank_mark(position);
+                gave_up |= self.connection.streams[direction.index()].lose_until(position, mark).is_some();
+            }
+            for stream in &mut self.connection.streams {
+                gave_up |= stream.give_up_hole().is_some();
+            }
+            self.advance(run);
+            if !gave_up {
+                return;
+            }
+        }
+    }
+
+    /// For bytes that nothing is known of but where they end.
+    fn blank_mark(&self, end: u64) -> Mark {
+        Mark { end, time: self.connection.last_time, opposite: 0, process: self.connection.process }
+    }
+
+    /// Too much is held: first what is waited for goes, then the connection.
+    fn overflow(&mut self, run: &mut Run<'_>) {
+        self.give_up_waiting(run);
+        if self.cost() > CONNECTION_HELD_MAX + CONNECTION_COST {
+            self.leave(Bucket::OverLimit, run);
+            self.ignore(run, Bucket::OverLimit);
+        }
+    }
+
+    /// A whole request without any answer is an exchange too, if nothing speaks against it.
+    fn confirm_by_silence(&mut self, run: &mut Run<'_>) {
+        if let State::Speaking(speaking) = &mut self.state
+            && !speaking.answered
+        {
+            speaking.confirmed = true;
+            run.ledger.bytes.merge(&std::mem::take(&mut self.unsure));
+        }
+    }
+
+    fn close(&mut self, closed: Option<&Closed>, run: &mut Run<'_>) {
+        self.give_up_waiting(run);
+        if let Some(closed) = closed {
+            self.connection.last_time = closed.header.time;
+            for direction in Direction::BOTH {
+                self.lose_tail(direction, closed);
+            }
+            self.advance(run);
+        }
+        // By who ended its side first.
+        let peer = self.connection.streams[Direction::Received.index()].ending();
+        for stream in &mut self.connection.streams {
+            stream.finish(Ending::Closed);
+        }
+        self.advance(run);
+        self.confirm_by_silence(run);
+        if let State::Speaking(speaking) = &self.state
+            && speaking.confirmed
+        {
+            let requests = speaking.requests;
+            let ending = if peer == Some(Ending::Reset) { Ending::Reset } else { Ending::Closed };
+            let asker_left = peer.is_some() == (requests == Direction::Received);
+            // A client that resets has left.
+            let ending = if requests == Direction::Received { Ending::Closed } else { ending };
+            for exchange in self.exchanges.finish(ending, asker_left) {
+                run.emit(exchange, &self.connection, requests);
+            }
+        }
+        self.ignore(run, Bucket::Unparsed);
+    }
+
+    /// Bytes that moved last and were not told of. A difference of one is a FIN.
+    fn lose_tail(&mut self, direction: Direction, closed: &Closed) {
+        let position = self.connection.position(direction, closed.positions[direction.index()], closed.bases);
+        let mark = self.blank_mark(position);
+        let stream = &mut self.connection.streams[direction.index()];
+        if position > stream.end() + 1 {
+            stream.lose_until(position, mark);
+        }
+    }
+}
+
+enum Detected {
+    Session(Box<dyn Session>),
+    /// So much from the front holds no start.
+    Skip(u64),
+    Unknown(Bucket),
+    Nothing,
+}
+
+/// Whether a response of any protocol starts here.
+fn answers(bytes: &[u8]) -> Verdict {
+    let mut all = Verdict::No;
+    for protocol in PROTOCOLS {
+        match protocol.detect(Side::Response, bytes) {
+            Verdict::Yes => return Verdict::Yes,
+            Verdict::Unsure => all = Verdict::Unsure,
+            Verdict::No => {}
+        }
+    }
+    all
+}
+
+fn unknown(bytes: &[u8]) -> Bucket {
+    if protocol::is_encrypted(bytes) { Bucket::Encrypted } else { Bucket::Unknown }
+}

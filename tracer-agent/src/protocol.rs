@@ -1,0 +1,194 @@
+//! Protocols: a new one is one file and two lines here (`mod` and its entry in [`PROTOCOLS`]).
+//!
+//! A [`Session`] reads both directions of one connection and says what it finds as [`Event`]s. It
+//! knows no clock and no socket: positions stand for times until the exchange is put together.
+
+mod http1;
+
+use crate::connection::stream::{After, Marks};
+
+/// All protocols, in the order in which they are asked.
+pub const PROTOCOLS: &[&dyn Protocol] = &[&http1::Http1];
+
+pub trait Protocol: Sync {
+    /// The name in flags, metrics and documents.
+    fn name(&self) -> &'static str;
+
+    /// Whether a message of this side starts with `bytes`. Looks at no more than it needs.
+    fn detect(&self, side: Side, bytes: &[u8]) -> Verdict;
+
+    /// `fresh`, by side: read from the connection's first byte on.
+    fn session(&self, fresh: [bool; 2]) -> Box<dyn Session>;
+}
+
+pub trait Session {
+    /// Reads what it can of one side. Called again, with the bytes that were not read and those that
+    /// came since, until it answers that it needs more or waits for the other side.
+    fn read(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress;
+
+    /// Bytes of memory that it holds, about.
+    fn held(&self) -> usize;
+}
+
+/// Which of the two: the one that asks, or the one that answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Side {
+    Request = 0,
+    Response = 1,
+}
+
+impl Side {
+    pub const BOTH: [Side; 2] = [Side::Request, Side::Response];
+
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    pub fn other(self) -> Self {
+        match self {
+            Side::Request => Side::Response,
+            Side::Response => Side::Request,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Yes,
+    No,
+    Unsure,
+}
+
+/// What a session is given to read.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// Position of the first of `bytes`.
+    pub position: u64,
+    pub bytes: &'a [u8],
+    /// What comes after `bytes`.
+    pub after: After,
+    pub marks: Marks<'a>,
+    /// The other side was read as far as it was when the first of `bytes` moved: what is not there
+    /// now will not come.
+    pub settled: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Takes `length` from the front: bytes, or where there are none, of the gap.
+    Read { length: u64, class: Class },
+    NeedMore,
+    /// Goes on when the other side was read further.
+    Wait,
+    /// What follows, in both directions, belongs to something else.
+    Switch(&'static str),
+    /// This is not the protocol.
+    Invalid(&'static str),
+}
+
+/// What bytes were, for the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Heads, framing, trailers.
+    Parsed,
+    Body,
+    /// Of the protocol, but what they say could not be told.
+    Unparsed,
+}
+
+/// Something that a session found in the bytes from `start` to `end` of a side.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    pub side: Side,
+    /// Which exchange of the connection; a response without a request has none.
+    pub exchange: Option<u64>,
+    pub start: u64,
+    pub end: u64,
+    pub what: What,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum What {
+    Request(Box<RequestHead>),
+    Response(Box<ResponseHead>),
+    /// A response head that is not the last one (1xx).
+    Interim { attributes: Vec<Attribute> },
+    /// Part of the content.
+    Data { length: u64 },
+    Trailers,
+    /// The message is whole.
+    End { attributes: Vec<Attribute> },
+    /// The message broke off.
+    Reset { attributes: Vec<Attribute> },
+    /// What followed of the message lies in a gap, and with it where it ended.
+    Cut,
+}
+
+/// What a protocol knows of a request; everything that exporters show is filled in here.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RequestHead {
+    /// Name of the span.
+    pub name: String,
+    /// For people: what is asked (`GET`) of what (`/items`).
+    pub operation: String,
+    pub target: String,
+    /// Attributes of the span on either end, then those of one end alone.
+    pub attributes: Vec<Attribute>,
+    pub server_attributes: Vec<Attribute>,
+    pub client_attributes: Vec<Attribute>,
+    /// The trace that the caller put the request into.
+    pub parent: Option<TraceParent>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ResponseHead {
+    /// For people: the status as it was on the wire.
+    pub status: String,
+    pub attributes: Vec<Attribute>,
+    /// Whether the status is an error to the client, to the server.
+    pub client_error: bool,
+    pub server_error: bool,
+    /// `error.type`, where it is one.
+    pub error_type: String,
+}
+
+/// A valid `traceparent` (W3C Trace Context).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceParent {
+    pub trace: [u8; 16],
+    pub span: [u8; 8],
+    pub flags: u8,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attribute {
+    pub key: &'static str,
+    pub value: Value,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Text(String),
+    Number(i64),
+    Flag(bool),
+}
+
+impl Attribute {
+    pub fn text(key: &'static str, value: impl Into<String>) -> Self {
+        Self { key, value: Value::Text(value.into()) }
+    }
+
+    pub fn number(key: &'static str, value: impl TryInto<i64>) -> Self {
+        Self { key, value: Value::Number(value.try_into().unwrap_or(i64::MAX)) }
+    }
+
+    pub fn flag(key: &'static str, value: bool) -> Self {
+        Self { key, value: Value::Flag(value) }
+    }
+}
+
+/// Whether a TLS record of the handshake starts here (RFC 8446, section 5.1).
+pub fn is_encrypted(bytes: &[u8]) -> bool {
+    const HANDSHAKE: u8 = 22;
+    matches!(bytes, [HANDSHAKE, 3, 0..=4, ..])
+}

@@ -1,0 +1,422 @@
+//! HTTP/1.0 and HTTP/1.1 (RFC 9112), both directions of one connection.
+//!
+//! Heads are parsed by httparse once their end was found; framing is followed as a recipient has to
+//! (RFC 9112, section 6.3). Content is counted and not looked at.
+
+mod body;
+mod head;
+
+use std::collections::VecDeque;
+
+use self::{
+    body::{Body, Piece},
+    head::{Framing, HeadError, Request, Response},
+};
+use super::{Attribute, Class, Event, Input, Progress, Protocol, Session, Side, Verdict, What};
+use crate::connection::stream::After;
+
+/// The largest head that is waited for.
+const HEAD_MAX: usize = 256 * 1024;
+
+/// A start line is looked at again while a head has no more bytes than these.
+const DETECT_MAX: usize = 256;
+
+/// Requests that may wait for their response on one connection.
+const PENDING_MAX: usize = 4096;
+
+pub(super) struct Http1;
+
+impl Protocol for Http1 {
+    fn name(&self) -> &'static str {
+        "http"
+    }
+
+    fn detect(&self, side: Side, bytes: &[u8]) -> Verdict {
+        detect(side, bytes)
+    }
+
+    fn session(&self, fresh: [bool; 2]) -> Box<dyn Session> {
+        Box::new(Dialogue {
+            sides: fresh.map(|fresh| Reader {
+                state: if fresh { State::Head { searched: 0 } } else { State::Lost },
+                doubtful: !fresh,
+                ..Reader::default()
+            }),
+            pending: VecDeque::new(),
+            next: 0,
+            request_missed: false,
+        })
+    }
+}
+
+struct Dialogue {
+    sides: [Reader; 2],
+    /// Requests whose response did not come yet, in their order.
+    pending: VecDeque<Pending>,
+    next: u64,
+    /// A gap hid at least one request, and no sign of its response was seen yet.
+    request_missed: bool,
+}
+
+/// What the response's framing and its place depend on.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    exchange: u64,
+    method: Method,
+    /// Where the request starts, and where the responses stood then.
+    start: u64,
+    opposite: u64,
+    /// Requests before it may have been missed.
+    after_gap: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    Head,
+    Connect,
+    Other,
+}
+
+/// How far one side was read.
+#[derive(Default)]
+struct Reader {
+    state: State,
+    /// The exchange of the message that is read, and its content so far.
+    exchange: Option<u64>,
+    content: u64,
+    /// Something was missed since the last head, so the order of messages proves nothing.
+    doubtful: bool,
+}
+
+#[derive(Default)]
+enum State {
+    Head {
+        /// Bytes that were searched for the end of the head.
+        searched: usize,
+    },
+    Body(Body),
+    /// Where the next message starts is not known.
+    #[default]
+    Lost,
+    /// Nothing follows.
+    Done,
+    /// The connection was switched to something else.
+    Opaque,
+}
+
+impl Session for Dialogue {
+    fn read(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        match self.sides[side.index()].state {
+            State::Head { searched } => self.read_head(side, searched, input, events),
+            State::Body(_) => self.read_body(side, input, events),
+            State::Lost => self.find_head(side, input),
+            State::Done => skip_all(input),
+            State::Opaque => Progress::Switch("upgraded"),
+        }
+    }
+
+    fn held(&self) -> usize {
+        size_of::<Self>() + self.pending.capacity() * size_of::<Pending>()
+    }
+}
+
+impl Dialogue {
+    fn read_head(&mut self, side: Side, searched: usize, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        let blank = head::blank_lines(input.bytes);
+        if blank > 0 {
+            self.sides[side.index()].state = State::Head { searched: 0 };
+            return Progress::Read { length: blank as u64, class: Class::Parsed };
+        }
+        let Some(length) = head::end(input.bytes, searched) else {
+            return self.read_partial_head(side, searched, input);
+        };
+        match side {
+            Side::Request => self.read_request(&input.bytes[..length], input, events),
+            Side::Response => self.read_response(&input.bytes[..length], input, events),
+        }
+    }
+
+    fn read_partial_head(&mut self, side: Side, searched: usize, input: &Input<'_>) -> Progress {
+        let reader = &mut self.sides[side.index()];
+        match input.after {
+            After::More if input.bytes.len() > HEAD_MAX => {
+                self.lose(side);
+                Progress::Read { length: input.bytes.len() as u64, class: Class::Unparsed }
+            }
+            After::More => {
+                // Asked while there is little: a long head in small pieces is not gone over again.
+                if searched < DETECT_MAX && detect(side, input.bytes) == Verdict::No {
+                    return self.invalid(side, "the start line is not one of HTTP", input);
+                }
+                reader.state = State::Head { searched: input.bytes.len() };
+                Progress::NeedMore
+            }
+            After::Gap(_) => {
+                self.lose(side);
+                skip_all(input)
+            }
+            After::End(_) => {
+                reader.state = State::Done;
+                skip_all(input)
+            }
+        }
+    }
+
+    /// Something was missed: the next message has to be found.
+    fn lose(&mut self, side: Side) {
+        let reader = &mut self.sides[side.index()];
+        reader.state = State::Lost;
+        reader.doubtful = true;
+        self.request_missed = side == Side::Request;
+    }
+
+    /// Where the message that is read goes on cannot be told.
+    fn cut(&mut self, side: Side, at: u64, events: &mut Vec<Event>) {
+        events.push(self.sides[side.index()].event(side, at, at, What::Cut));
+        self.lose(side);
+    }
+
+    /// A head that is none: the connection is not what it seemed, unless something was missed.
+    fn invalid(&mut self, side: Side, reason: &'static str, input: &Input<'_>) -> Progress {
+        if !self.sides[side.index()].doubtful {
+            return Progress::Invalid(reason);
+        }
+        self.lose(side);
+        skip_record(input)
+    }
+
+    fn read_request(&mut self, bytes: &[u8], input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        let request = match head::parse_request(bytes) {
+            Ok(request) => request,
+            Err(HeadError::Malformed(reason)) => return self.invalid(Side::Request, reason, input),
+        };
+        let Request { head, framing, method } = request;
+        if self.pending.len() >= PENDING_MAX {
+            self.pending.pop_front();
+        }
+        let exchange = self.next;
+        self.next += 1;
+        let (start, end) = (input.position, input.position + bytes.len() as u64);
+        let opposite = input.marks.at(start).map_or(0, |mark| mark.opposite);
+        let after_gap = self.request_missed && self.sides[Side::Request.index()].doubtful;
+        self.pending.push_back(Pending { exchange, method, start, opposite, after_gap });
+        events.push(Event {
+            side: Side::Request,
+            exchange: Some(exchange),
+            start,
+            end,
+            what: What::Request(Box::new(head)),
+        });
+        let reader = &mut self.sides[Side::Request.index()];
+        reader.doubtful = false;
+        reader.begin(Side::Request, Some(exchange), framing, end, events);
+        Progress::Read { length: bytes.len() as u64, class: Class::Parsed }
+    }
+
+    fn read_response(&mut self, bytes: &[u8], input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        let start = input.position;
+        let opposite = input.marks.at(start).map_or(u64::MAX, |mark| mark.opposite);
+        // Its request was moved before it: one that starts later is not it.
+        let asked = self.pending.iter().take_while(|pending| pending.start < opposite).count();
+        if asked == 0 && !input.settled {
+            return Progress::Wait;
+        }
+        let doubtful = self.sides[Side::Response.index()].doubtful;
+        let place = match asked {
+            0 => None,
+            _ if doubtful => self.place_after_gap(asked, start),
+            _ => Some(0),
+        };
+        // The response may as well be that of a request that was missed.
+        let place = place.filter(|place| !(self.request_missed && self.pending[*place].after_gap));
+        let method = place.map_or(Method::Other, |place| self.pending[place].method);
+        let Response { head, framing } = match head::parse_response(bytes, method) {
+            Ok(response) => response,
+            Err(HeadError::Malformed(reason)) => return self.invalid(Side::Response, reason, input),
+        };
+        // Those before it were answered in the gap; without a place, none of them can be told.
+        let passed = place.unwrap_or(asked);
+        for missed in self.pending.drain(..passed) {
+            events.push(Event {
+                side: Side::Response,
+                exchange: Some(missed.exchange),
+                start,
+                end: start,
+                what: What::Cut,
+            });
+        }
+        let exchange = place.map(|_| self.pending[0].exchange);
+        let reader = &mut self.sides[Side::Response.index()];
+        reader.doubtful = false;
+        let end = start + bytes.len() as u64;
+        let event = |what| Event { side: Side::Response, exchange, start, end, what };
+        if matches!(framing, Framing::Interim) {
+            events.push(event(What::Interim { attributes: head.attributes }));
+            reader.state = State::Head { searched: 0 };
+            return Progress::Read { length: bytes.len() as u64, class: Class::Parsed };
+        }
+        match place {
+            Some(_) => drop(self.pending.pop_front()),
+            None => self.request_missed = false,
+        }
+        events.push(event(What::Response(Box::new(head))));
+        if matches!(framing, Framing::Switch) {
+            events.push(event(What::End { attributes: Vec::new() }));
+            for side in &mut self.sides {
+                side.state = State::Opaque;
+            }
+        } else {
+            reader.begin(Side::Response, exchange, framing, end, events);
+        }
+        Progress::Read { length: bytes.len() as u64, class: Class::Parsed }
+    }
+
+    /// Which of the first `asked` pending requests a response at `start` answers, when responses
+    /// before it were missed. A request was read or written when the responses stood at `opposite`:
+    /// where that is just here, the response is the next thing that was sent after it.
+    fn place_after_gap(&self, asked: usize, start: u64) -> Option<usize> {
+        let mut places = (0..asked).filter(|place| self.pending[*place].opposite == start);
+        match (places.next(), places.next()) {
+            (Some(place), None) => Some(place),
+            _ => None,
+        }
+    }
+
+    fn read_body(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        let reader = &mut self.sides[side.index()];
+        let State::Body(body) = &mut reader.state else { return Progress::NeedMore };
+        if input.bytes.is_empty() {
+            match input.after {
+                After::More => return Progress::NeedMore,
+                After::Gap(gap) => {
+                    let Some(length) = body.skip(gap.length) else {
+                        self.cut(side, input.position, events);
+                        return Progress::Read { length: gap.length, class: Class::Unparsed };
+                    };
+                    reader.take(side, input.position, length, events);
+                    return Progress::Read { length, class: Class::Body };
+                }
+                After::End(ending) => {
+                    let whole = body.may_end(ending);
+                    reader.end(side, input.position, whole, events);
+                    reader.state = State::Done;
+                    return Progress::NeedMore;
+                }
+            }
+        }
+        match body.read(input.bytes) {
+            Piece::Content(length) => {
+                reader.take(side, input.position, length as u64, events);
+                Progress::Read { length: length as u64, class: Class::Body }
+            }
+            Piece::Framing { length, trailers, end } => {
+                let after = input.position + length as u64;
+                if trailers {
+                    events.push(reader.event(side, input.position, after, What::Trailers));
+                }
+                if end {
+                    reader.end(side, after, true, events);
+                }
+                Progress::Read { length: length as u64, class: Class::Parsed }
+            }
+            Piece::Unfinished => match input.after {
+                After::More => Progress::NeedMore,
+                After::Gap(_) => {
+                    self.cut(side, input.position, events);
+                    skip_all(input)
+                }
+                After::End(_) => {
+                    reader.end(side, input.position, false, events);
+                    reader.state = State::Done;
+                    skip_all(input)
+                }
+            },
+            Piece::Malformed => {
+                self.cut(side, input.position, events);
+                skip_record(input)
+            }
+        }
+    }
+
+    /// Looks for the next message, where a record starts with what can be one.
+    fn find_head(&mut self, side: Side, input: &Input<'_>) -> Progress {
+        if input.bytes.is_empty() {
+            return skip_all(input);
+        }
+        if !input.marks.starts_at(input.position) {
+            return skip_record(input);
+        }
+        match (detect(side, input.bytes), input.after) {
+            (Verdict::Yes, _) => {
+                self.sides[side.index()].state = State::Head { searched: 0 };
+                // Nothing is taken: the head is read next.
+                Progress::Read { length: 0, class: Class::Parsed }
+            }
+            (Verdict::Unsure, After::More) => Progress::NeedMore,
+            _ => skip_record(input),
+        }
+    }
+}
+
+impl Reader {
+    fn event(&self, side: Side, start: u64, end: u64, what: What) -> Event {
+        Event { side, exchange: self.exchange, start, end, what }
+    }
+
+    /// After a head: the content follows.
+    fn begin(&mut self, side: Side, exchange: Option<u64>, framing: Framing, at: u64, events: &mut Vec<Event>) {
+        self.exchange = exchange;
+        self.content = 0;
+        match Body::new(framing) {
+            Some(body) => self.state = State::Body(body),
+            None => self.end(side, at, true, events),
+        }
+    }
+
+    fn take(&mut self, side: Side, position: u64, length: u64, events: &mut Vec<Event>) {
+        self.content += length;
+        events.push(self.event(side, position, position + length, What::Data { length }));
+        if let State::Body(body) = &self.state
+            && body.is_whole()
+        {
+            self.end(side, position + length, true, events);
+        }
+    }
+
+    fn end(&mut self, side: Side, at: u64, whole: bool, events: &mut Vec<Event>) {
+        let key = match side {
+            Side::Request => "http.request.body.size",
+            Side::Response => "http.response.body.size",
+        };
+        let attributes = vec![Attribute::number(key, self.content)];
+        let what = if whole { What::End { attributes } } else { What::Reset { attributes } };
+        events.push(self.event(side, at, at, what));
+        self.state = State::Head { searched: 0 };
+    }
+}
+
+fn detect(side: Side, bytes: &[u8]) -> Verdict {
+    match side {
+        Side::Request => head::detect_request(bytes),
+        Side::Response => head::detect_response(bytes),
+    }
+}
+
+/// All that is there, and the gap behind it, cannot be told.
+fn skip_all(input: &Input<'_>) -> Progress {
+    let length = match (input.bytes.len() as u64, input.after) {
+        (0, After::Gap(gap)) => gap.length,
+        (length, _) => length,
+    };
+    if length == 0 { Progress::NeedMore } else { Progress::Read { length, class: Class::Unparsed } }
+}
+
+/// What is left of the record that the first byte came in.
+fn skip_record(input: &Input<'_>) -> Progress {
+    let there = input.bytes.len() as u64;
+    let length = match input.marks.next_start(input.position) {
+        Some(next) => (next - input.position).min(there),
+        None => there,
+    };
+    Progress::Read { length: length.max(1).min(there), class: Class::Unparsed }
+}

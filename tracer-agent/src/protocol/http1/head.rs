@@ -1,0 +1,405 @@
+//! Start lines and fields: what a span needs of them, and the framing of what follows.
+
+use super::{
+    super::{Attribute, RequestHead, ResponseHead, TraceParent, Verdict},
+    Method,
+};
+
+/// Fields beyond these are too many for any server.
+const FIELDS_FEW: usize = 64;
+const FIELDS_MAX: usize = 4096;
+
+/// A start line that looks right for so long is taken for one, and the longest method.
+const LINE_LONG: usize = 4096;
+const METHOD_MAX: usize = 32;
+
+/// Methods that keep their name in `http.request.method` (semantic conventions, HTTP).
+const METHODS: [&str; 10] =
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"];
+
+/// How the content of a message is framed (RFC 9112, section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    None,
+    Length(u64),
+    Chunked,
+    UntilClose,
+    /// 1xx: the response proper follows.
+    Interim,
+    /// 101, or 2xx to CONNECT.
+    Switch,
+}
+
+pub(super) enum HeadError {
+    Malformed(&'static str),
+}
+
+pub(super) struct Request {
+    pub(super) head: RequestHead,
+    pub(super) framing: Framing,
+    pub(super) method: Method,
+}
+
+pub(super) struct Response {
+    pub(super) head: ResponseHead,
+    pub(super) framing: Framing,
+}
+
+/// Empty lines before a message, which a recipient skips (RFC 9112, section 2.2).
+pub(super) fn blank_lines(bytes: &[u8]) -> usize {
+    let mut skipped = 0;
+    loop {
+        match &bytes[skipped..] {
+            [b'\r', b'\n', ..] => skipped += 2,
+            [b'\n', ..] => skipped += 1,
+            _ => return skipped,
+        }
+    }
+}
+
+/// Length of the head that `bytes` starts with. The first `searched` bytes have no end in them.
+pub(super) fn end(bytes: &[u8], searched: usize) -> Option<usize> {
+    let mut from = searched.saturating_sub(3);
+    while let Some(found) = memchr::memchr(b'\n', &bytes[from..]) {
+        let line_end = from + found + 1;
+        match &bytes[line_end..] {
+            [b'\n', ..] => return Some(line_end + 1),
+            [b'\r', b'\n', ..] => return Some(line_end + 2),
+            _ => from = line_end,
+        }
+    }
+    None
+}
+
+/// A method, a target and `HTTP/1.x`: No as soon as that is impossible, Yes with the whole line (or so
+/// much of it that parsing will tell).
+pub(super) fn detect_request(bytes: &[u8]) -> Verdict {
+    let bytes = &bytes[blank_lines(bytes)..];
+    let method = bytes.iter().take_while(|byte| is_token(**byte)).count();
+    if method > METHOD_MAX {
+        return Verdict::No;
+    }
+    match bytes.get(method) {
+        None => return Verdict::Unsure,
+        Some(b'\r') if method == 0 && bytes.len() == 1 => return Verdict::Unsure,
+        Some(b' ') if method > 0 => {}
+        Some(_) => return Verdict::No,
+    }
+    let rest = &bytes[method + 1..];
+    let start = &rest[..rest.len().min(LINE_LONG)];
+    let line = match memchr::memchr(b'\n', start) {
+        Some(end) => &start[..end],
+        None if start.iter().any(|byte| is_control(*byte) && *byte != b'\r') => return Verdict::No,
+        None if start.len() == LINE_LONG => return Verdict::Yes,
+        None => return Verdict::Unsure,
+    };
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    match line.strip_suffix(b"0").or_else(|| line.strip_suffix(b"1")).and_then(|l| l.strip_suffix(b" HTTP/1.")) {
+        Some(target) if !target.is_empty() && !target.iter().any(|byte| is_control(*byte)) => Verdict::Yes,
+        _ => Verdict::No,
+    }
+}
+
+pub(super) fn detect_response(bytes: &[u8]) -> Verdict {
+    const START: &[u8] = b"HTTP/1.";
+    let bytes = &bytes[blank_lines(bytes)..];
+    let same = START.len().min(bytes.len());
+    if bytes[..same] != START[..same] {
+        return if bytes == b"\r" { Verdict::Unsure } else { Verdict::No };
+    }
+    match &bytes[same..] {
+        [b'0' | b'1', b' ', a, b, c, ..] if [a, b, c].iter().all(|byte| byte.is_ascii_digit()) => Verdict::Yes,
+        rest if rest.len() >= 5 => Verdict::No,
+        _ => Verdict::Unsure,
+    }
+}
+
+pub(super) fn parse_request(bytes: &[u8]) -> Result<Request, HeadError> {
+    with_fields(|fields| {
+        let mut request = httparse::Request::new(fields);
+        request.parse(bytes).map(|_| request_from(&request))
+    })?
+}
+
+pub(super) fn parse_response(bytes: &[u8], method: Method) -> Result<Response, HeadError> {
+    with_fields(|fields| {
+        let mut config = httparse::ParserConfig::default();
+        config.allow_obsolete_multiline_headers_in_responses(true);
+        config.allow_spaces_after_header_name_in_responses(true);
+        let mut response = httparse::Response::new(fields);
+        config.parse_response(&mut response, bytes).map(|_| response_from(&response, method))
+    })?
+}
+
+/// Parses with a few fields, and once more with many where those are not enough.
+fn with_fields<'b, T>(
+    mut parse: impl for<'h> FnMut(&'h mut [httparse::Header<'b>]) -> Result<T, httparse::Error>,
+) -> Result<T, HeadError> {
+    let mut result = parse(&mut [httparse::EMPTY_HEADER; FIELDS_FEW]);
+    if matches!(result, Err(httparse::Error::TooManyHeaders)) {
+        result = parse(&mut vec![httparse::EMPTY_HEADER; FIELDS_MAX]);
+    }
+    result.map_err(|error| {
+        HeadError::Malformed(match error {
+            httparse::Error::TooManyHeaders => "more fields than any server takes",
+            httparse::Error::HeaderName => "a field name that is not a token",
+            httparse::Error::HeaderValue => "a control character in a field value",
+            httparse::Error::Status => "a status line that is not one",
+            httparse::Error::Token => "a method that is not a token",
+            httparse::Error::Version => "a version that is not HTTP/1",
+            _ => "a malformed head",
+        })
+    })
+}
+
+fn request_from(request: &httparse::Request<'_, '_>) -> Result<Request, HeadError> {
+    let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
+        return Err(HeadError::Malformed("a head without a start line"));
+    };
+    let fields = Fields::of(request.headers)?;
+    let framing = if fields.chunked {
+        Framing::Chunked
+    } else if fields.transfer_encoding {
+        return Err(HeadError::Malformed("a request whose last transfer coding is not chunked"));
+    } else {
+        Framing::Length(fields.length.unwrap_or(0))
+    };
+    let known = METHODS.contains(&method);
+    let mut head = RequestHead {
+        name: if known { method.to_owned() } else { "HTTP".to_owned() },
+        operation: method.to_owned(),
+        parent: fields.parent,
+        ..RequestHead::default()
+    };
+    let attributes = &mut head.attributes;
+    attributes.push(Attribute::text("http.request.method", if known { method } else { "_OTHER" }));
+    if !known {
+        attributes.push(Attribute::text("http.request.method_original", method));
+    }
+    attributes.push(Attribute::text("network.protocol.name", "http"));
+    attributes.push(Attribute::text("network.protocol.version", if version == 0 { "1.0" } else { "1.1" }));
+    if let Some(agent) = fields.user_agent {
+        attributes.push(Attribute::text("user_agent.original", agent));
+    }
+    let target = Target::of(target, method == "CONNECT");
+    let authority = target.authority.or(fields.host.as_deref());
+    let (host, port) = authority.map_or((None, None), split_authority);
+    if let Some(host) = host {
+        attributes.push(Attribute::text("server.address", host));
+    }
+    if let Some(port) = port {
+        attributes.push(Attribute::number("server.port", port));
+    }
+    attributes.push(Attribute::text("url.scheme", target.scheme));
+    let query = target.query.map(redacted);
+    if !target.path.is_empty() {
+        head.server_attributes.push(Attribute::text("url.path", target.path));
+    }
+    if let Some(query) = &query {
+        head.server_attributes.push(Attribute::text("url.query", query.as_str()));
+    }
+    head.target = match &query {
+        Some(query) => format!("{}?{query}", target.path),
+        None if target.path.is_empty() => authority.unwrap_or_default().to_owned(),
+        None => target.path.to_owned(),
+    };
+    if let Some(authority) = authority.filter(|_| target.path.starts_with('/')) {
+        let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let full = format!("{}://{authority}{}", target.scheme, head.target);
+        head.client_attributes.push(Attribute::text("url.full", full));
+    }
+    let method = match method {
+        "HEAD" => Method::Head,
+        "CONNECT" => Method::Connect,
+        _ => Method::Other,
+    };
+    Ok(Request { head, framing, method })
+}
+
+fn response_from(response: &httparse::Response<'_, '_>, method: Method) -> Result<Response, HeadError> {
+    let Some(status) = response.code else {
+        return Err(HeadError::Malformed("a head without a status"));
+    };
+    let fields = Fields::of(response.headers)?;
+    let framing = match status {
+        101 => Framing::Switch,
+        100..=199 => Framing::Interim,
+        200..=299 if method == Method::Connect => Framing::Switch,
+        204 | 304 => Framing::None,
+        _ if method == Method::Head => Framing::None,
+        _ if fields.chunked => Framing::Chunked,
+        _ if fields.transfer_encoding => Framing::UntilClose,
+        _ => fields.length.map_or(Framing::UntilClose, Framing::Length),
+    };
+    let text = format!("{status:03}");
+    let head = ResponseHead {
+        attributes: vec![Attribute::number("http.response.status_code", status)],
+        client_error: status >= 400,
+        server_error: status >= 500,
+        error_type: text.clone(),
+        status: text,
+    };
+    Ok(Response { head, framing })
+}
+
+/// The fields that framing and the span need.
+#[derive(Default)]
+struct Fields {
+    length: Option<u64>,
+    transfer_encoding: bool,
+    chunked: bool,
+    host: Option<String>,
+    user_agent: Option<String>,
+    parent: Option<TraceParent>,
+}
+
+impl Fields {
+    fn of(headers: &[httparse::Header<'_>]) -> Result<Self, HeadError> {
+        let mut fields = Fields::default();
+        let mut parents = 0;
+        for header in headers {
+            let value = header.value.trim_ascii();
+            if header.name.eq_ignore_ascii_case("content-length") {
+                fields.add_length(value)?;
+            } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
+                fields.transfer_encoding = true;
+                let last = value.rsplit(|byte| *byte == b',').next().unwrap_or_default();
+                fields.chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
+            } else if header.name.eq_ignore_ascii_case("host") {
+                fields.host.get_or_insert_with(|| text(value));
+            } else if header.name.eq_ignore_ascii_case("user-agent") {
+                fields.user_agent.get_or_insert_with(|| text(value));
+            } else if header.name.eq_ignore_ascii_case("traceparent") {
+                parents += 1;
+                fields.parent = trace_parent(value).filter(|_| parents == 1);
+            }
+        }
+        Ok(fields)
+    }
+
+    /// The same length several times is one length (RFC 9112, section 6.3).
+    fn add_length(&mut self, value: &[u8]) -> Result<(), HeadError> {
+        for part in value.split(|byte| *byte == b',') {
+            let part = part.trim_ascii();
+            let length = std::str::from_utf8(part)
+                .ok()
+                .filter(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+                .and_then(|part| part.parse().ok())
+                .ok_or(HeadError::Malformed("a content length that is not a number"))?;
+            if self.length.is_some_and(|before| before != length) {
+                return Err(HeadError::Malformed("two different content lengths"));
+            }
+            self.length = Some(length);
+        }
+        Ok(())
+    }
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).into_owned()
+}
+
+struct Target<'a> {
+    scheme: &'a str,
+    authority: Option<&'a str>,
+    path: &'a str,
+    query: Option<&'a str>,
+}
+
+impl<'a> Target<'a> {
+    /// In one of its four forms (RFC 9112, section 3.2).
+    fn of(target: &'a str, connect: bool) -> Self {
+        if connect {
+            return Self { scheme: "http", authority: Some(target), path: "", query: None };
+        }
+        let (scheme, authority, rest) = match target.split_once("://") {
+            Some((scheme, rest)) if !scheme.contains(['/', '?']) => {
+                let end = rest.find(['/', '?']).unwrap_or(rest.len());
+                (scheme, Some(&rest[..end]), &rest[end..])
+            }
+            _ => ("http", None, target),
+        };
+        let rest = rest.split('#').next().unwrap_or_default();
+        let (path, query) = match rest.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (rest, None),
+        };
+        let path = if path.is_empty() && authority.is_some() { "/" } else { path };
+        Self { scheme, authority, path, query }
+    }
+}
+
+/// Host and port; without user information.
+fn split_authority(authority: &str) -> (Option<&str>, Option<u16>) {
+    let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port.parse().ok()),
+        _ => (authority, None),
+    };
+    (Some(host).filter(|host| !host.is_empty()), port)
+}
+
+/// The names of a query without their values: those stay with the process.
+fn redacted(query: &str) -> String {
+    let mut out = String::with_capacity(query.len());
+    for (index, pair) in query.split('&').enumerate() {
+        if index > 0 {
+            out.push('&');
+        }
+        match pair.split_once('=') {
+            Some((name, "")) => {
+                out.push_str(name);
+                out.push('=');
+            }
+            Some((name, _)) => {
+                out.push_str(name);
+                out.push_str("=REDACTED");
+            }
+            None if pair.is_empty() => {}
+            // A lone word may be a value as well as a name.
+            None => out.push_str("REDACTED"),
+        }
+    }
+    out
+}
+
+/// A `traceparent` of any version that starts as version 00 does (W3C Trace Context, section 3.2).
+fn trace_parent(value: &[u8]) -> Option<TraceParent> {
+    let value = std::str::from_utf8(value).ok()?;
+    let version = value.get(..2)?;
+    let exact = value.len() == 55;
+    if version == "ff" || (version == "00" && !exact) || !(exact || value.as_bytes().get(55) == Some(&b'-')) {
+        return None;
+    }
+    let mut parts = value.get(..55)?.split('-');
+    let version = parts.next()?;
+    let (trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?);
+    if parts.next().is_some() || version.len() != 2 || flags.len() != 2 {
+        return None;
+    }
+    hex::<1>(version)?;
+    let parent = TraceParent { trace: hex(trace)?, span: hex(span)?, flags: hex::<1>(flags)?[0] };
+    (parent.trace != [0; 16] && parent.span != [0; 8]).then_some(parent)
+}
+
+/// Lower case only, as the specification has it.
+fn hex<const N: usize>(digits: &str) -> Option<[u8; N]> {
+    let valid = digits.len() == 2 * N && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if !valid {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&digits[2 * index..2 * index + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+fn is_control(byte: u8) -> bool {
+    byte < b' ' || byte == 0x7f
+}

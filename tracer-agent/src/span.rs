@@ -1,0 +1,246 @@
+//! Spans: exchanges with ids, kind, status and resource.
+
+use std::sync::Arc;
+
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+use tracer_common::connection::Role;
+
+use crate::{
+    connection::Ends,
+    enrich::Resource,
+    exchange::{Exchange, Outcome},
+    protocol::{Attribute, Side},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Server,
+    Client,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Server => "SERVER",
+            Kind::Client => "CLIENT",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Unset,
+    Error,
+}
+
+/// Times are nanoseconds since 1970.
+#[derive(Clone, Debug)]
+pub struct Span {
+    pub trace: [u8; 16],
+    pub id: [u8; 8],
+    pub parent: Option<[u8; 8]>,
+    pub trace_flags: u8,
+    pub name: String,
+    pub kind: Kind,
+    pub start: u64,
+    pub end: u64,
+    pub status: Status,
+    pub attributes: Vec<Attribute>,
+    pub events: Vec<Moment>,
+    pub resource: Arc<Resource>,
+    pub view: View,
+}
+
+/// An event of a span.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    pub name: &'static str,
+    pub time: u64,
+    pub attributes: Vec<Attribute>,
+}
+
+/// What people are shown of a span.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub operation: String,
+    pub target: String,
+    pub status: Option<String>,
+    pub outcome: Outcome,
+    pub request_content: u64,
+    pub response_content: u64,
+    pub peer: Option<String>,
+}
+
+/// Makes spans. Ids come from the capture's seed, in the order of the spans.
+pub struct Spans {
+    ids: ChaCha8Rng,
+    /// Added to a record's time.
+    clock: i64,
+}
+
+impl Default for Spans {
+    fn default() -> Self {
+        Self { ids: ChaCha8Rng::from_seed([0; 32]), clock: 0 }
+    }
+}
+
+impl Spans {
+    pub fn set_seed(&mut self, seed: [u8; 32]) {
+        self.ids = ChaCha8Rng::from_seed(seed);
+    }
+
+    pub fn set_clock(&mut self, offset: i64) {
+        self.clock = offset;
+    }
+
+    pub fn wall(&self, time: u64) -> u64 {
+        time.saturating_add_signed(self.clock)
+    }
+
+    pub fn make(&mut self, exchange: Exchange, kind: Kind, ends: Option<&Ends>, resource: Arc<Resource>) -> Span {
+        let request = exchange.request;
+        let id = self.id();
+        let (trace, parent, trace_flags) = match request.parent {
+            Some(parent) => (parent.trace, Some(parent.span), parent.flags),
+            None => (self.id(), None, 1),
+        };
+        let mut attributes = request.attributes;
+        attributes.extend(match kind {
+            Kind::Server => request.server_attributes,
+            Kind::Client => request.client_attributes,
+        });
+        let mut status = Status::Unset;
+        let mut error = None;
+        if let Some(response) = &exchange.response {
+            attributes.extend(response.attributes.iter().cloned());
+            let is_error = match kind {
+                Kind::Server => response.server_error,
+                Kind::Client => response.client_error,
+            };
+            if is_error {
+                (status, error) = (Status::Error, Some(response.error_type.clone()));
+            }
+        }
+        if let Some((outcome, failed)) = broken(exchange.outcome, kind) {
+            attributes.push(Attribute::text("tracer.outcome", outcome));
+            if failed {
+                (status, error) = (Status::Error, Some(outcome.to_owned()));
+            }
+        }
+        if let Some(error) = error {
+            attributes.push(Attribute::text("error.type", error));
+        }
+        attributes.extend(exchange.attributes);
+        if let Some(ends) = ends {
+            place(&mut attributes, kind, ends);
+        }
+        if exchange.cut != [false; 2] {
+            let sides = match exchange.cut {
+                [true, true] => "request,response",
+                cut if cut[Side::Request.index()] => "request",
+                _ => "response",
+            };
+            attributes.push(Attribute::text("tracer.partial", sides));
+        }
+        if parent.is_some() {
+            attributes.push(Attribute::text("tracer.parent.evidence", "traceparent"));
+        }
+        let mut events: Vec<Moment> = exchange
+            .interim
+            .iter()
+            .map(|(time, attributes)| Moment {
+                name: "tracer.response.interim",
+                time: self.wall(*time),
+                attributes: attributes.clone(),
+            })
+            .collect();
+        if let Some(first) = exchange.response_start {
+            events.push(Moment {
+                name: "tracer.response.first_byte",
+                time: self.wall(first),
+                attributes: Vec::new(),
+            });
+        }
+        let last = exchange.response_end.unwrap_or(0).max(exchange.request_end);
+        Span {
+            trace,
+            id,
+            parent,
+            trace_flags,
+            name: request.name,
+            kind,
+            start: self.wall(exchange.request_start),
+            end: self.wall(last),
+            status,
+            attributes,
+            events,
+            resource,
+            view: View {
+                operation: request.operation,
+                target: request.target,
+                status: exchange.response.map(|response| response.status),
+                outcome: exchange.outcome,
+                request_content: exchange.request_content,
+                response_content: exchange.response_content,
+                peer: ends.map(|ends| ends.peer.to_string()),
+            },
+        }
+    }
+
+    /// Random and not zero.
+    fn id<const N: usize>(&mut self) -> [u8; N] {
+        loop {
+            let mut id = [0; N];
+            self.ids.fill_bytes(&mut id);
+            if id != [0; N] {
+                return id;
+            }
+        }
+    }
+}
+
+impl Kind {
+    pub fn of(role: Role) -> Self {
+        match role {
+            Role::Client => Kind::Client,
+            Role::Server | Role::Unknown => Kind::Server,
+        }
+    }
+}
+
+/// What an end before the response's end is called, and whether it is an error of this end. That the
+/// client went away is none of the server's.
+fn broken(outcome: Outcome, kind: Kind) -> Option<(&'static str, bool)> {
+    match outcome {
+        Outcome::Aborted => Some(("aborted", kind == Kind::Client)),
+        Outcome::Closed => Some(("connection_closed", true)),
+        Outcome::Reset => Some(("connection_reset", true)),
+        Outcome::Complete | Outcome::Hidden | Outcome::Open => None,
+    }
+}
+
+fn place(attributes: &mut Vec<Attribute>, kind: Kind, ends: &Ends) {
+    let has = |attributes: &[Attribute], key| attributes.iter().any(|attribute| attribute.key == key);
+    let server = match kind {
+        Kind::Server => ends.local,
+        Kind::Client => ends.peer,
+    };
+    if !has(attributes, "server.address") {
+        attributes.push(Attribute::text("server.address", server.ip().to_string()));
+    }
+    if !has(attributes, "server.port") {
+        attributes.push(Attribute::number("server.port", server.port()));
+    }
+    if kind == Kind::Server {
+        attributes.push(Attribute::text("client.address", ends.peer.ip().to_string()));
+        attributes.push(Attribute::number("client.port", ends.peer.port()));
+    }
+    attributes.push(Attribute::text("network.transport", "tcp"));
+    attributes.push(Attribute::text("network.local.address", ends.local.ip().to_string()));
+    attributes.push(Attribute::number("network.local.port", ends.local.port()));
+    attributes.push(Attribute::text("network.peer.address", ends.peer.ip().to_string()));
+    attributes.push(Attribute::number("network.peer.port", ends.peer.port()));
+}

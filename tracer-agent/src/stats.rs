@@ -1,0 +1,197 @@
+//! The ledger: each byte that the kernel moved on a chosen process's sockets ends in one bucket.
+
+use std::fmt;
+
+use tracer_common::{config::Counter, record::Counters};
+
+use crate::protocol::Class;
+
+/// Where a byte ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bucket {
+    /// Heads and framing of a known protocol.
+    Parsed,
+    Body,
+    /// Of a known protocol, beside a gap or at the end: what they said could not be told.
+    Unparsed,
+    /// Of a protocol that is not known.
+    Unknown,
+    Encrypted,
+    /// The kernel told their number and not what they were.
+    NotCopied,
+    /// Held for too long within the memory that there is.
+    OverLimit,
+    /// Of two calls at the same position.
+    Overlap,
+    /// Not told: the ring buffer was full.
+    Lost,
+    /// On sockets that are not TCP.
+    OtherSockets,
+}
+
+impl Bucket {
+    pub const ALL: [Bucket; 10] = [
+        Bucket::Parsed,
+        Bucket::Body,
+        Bucket::Unparsed,
+        Bucket::Unknown,
+        Bucket::Encrypted,
+        Bucket::NotCopied,
+        Bucket::OverLimit,
+        Bucket::Overlap,
+        Bucket::Lost,
+        Bucket::OtherSockets,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Bucket::Parsed => "parsed",
+            Bucket::Body => "body",
+            Bucket::Unparsed => "unparsed",
+            Bucket::Unknown => "protocol unknown",
+            Bucket::Encrypted => "encrypted",
+            Bucket::NotCopied => "not copied",
+            Bucket::OverLimit => "over a limit",
+            Bucket::Overlap => "overlapping",
+            Bucket::Lost => "lost in the ring",
+            Bucket::OtherSockets => "other sockets",
+        }
+    }
+}
+
+impl From<Class> for Bucket {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::Parsed => Bucket::Parsed,
+            Class::Body => Bucket::Body,
+            Class::Unparsed => Bucket::Unparsed,
+        }
+    }
+}
+
+/// Bytes by bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally([u64; Bucket::ALL.len()]);
+
+impl Tally {
+    pub fn add(&mut self, bucket: Bucket, bytes: u64) {
+        self.0[bucket as usize] += bytes;
+    }
+
+    pub fn get(&self, bucket: Bucket) -> u64 {
+        self.0[bucket as usize]
+    }
+
+    pub fn sum(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    pub fn merge(&mut self, other: &Tally) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// What the pipeline did with the bytes that records told of.
+    pub bytes: Tally,
+    /// What the kernel counted.
+    pub kernel: Option<[u64; Counter::COUNT as usize]>,
+    /// Bytes of records that reached the pipeline.
+    pub told: u64,
+    pub records: u64,
+    /// Bytes that are missing in streams, by their positions.
+    pub holes: u64,
+    pub connections: u64,
+    pub exchanges: u64,
+    /// Exchanges with a gap in what their span needs.
+    pub partial: u64,
+    /// Responses whose request was not seen.
+    pub orphans: u64,
+    /// Records that could not be read.
+    pub damaged: u64,
+    /// Connections that had to go since memory was short.
+    pub evicted: u64,
+}
+
+impl Ledger {
+    pub fn set_counters(&mut self, counters: &Counters) {
+        self.kernel = Some(counters.totals);
+    }
+
+    fn counter(&self, counter: Counter) -> u64 {
+        self.kernel.map_or(0, |totals| totals[counter as usize])
+    }
+
+    /// Bytes that the kernel moved.
+    pub fn moved(&self) -> u64 {
+        self.counter(Counter::MovedSent) + self.counter(Counter::MovedReceived)
+    }
+
+    pub fn lost(&self) -> u64 {
+        self.counter(Counter::LostSent) + self.counter(Counter::LostReceived)
+    }
+
+    pub fn lost_records(&self) -> u64 {
+        self.counter(Counter::LostRecords)
+    }
+
+    pub fn selection_full(&self) -> u64 {
+        self.counter(Counter::SelectionFull)
+    }
+
+    /// All buckets, with those that only the kernel can count.
+    pub fn buckets(&self) -> Tally {
+        let mut buckets = self.bytes;
+        buckets.add(Bucket::Lost, self.lost());
+        let other = self.counter(Counter::OtherSent) + self.counter(Counter::OtherReceived);
+        buckets.add(Bucket::OtherSockets, other);
+        buckets
+    }
+
+    /// The kernel's count minus the sum of the buckets: 0, or the ledger is wrong.
+    pub fn difference(&self) -> i64 {
+        self.moved() as i64 - self.buckets().sum() as i64
+    }
+
+    /// Whether anything was lost that was chosen.
+    pub fn has_losses(&self) -> bool {
+        self.lost_records() > 0 || self.damaged > 0 || self.evicted > 0 || self.selection_full() > 0
+    }
+}
+
+impl fmt::Display for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ledger: {} bytes moved", self.moved())?;
+        let buckets = self.buckets();
+        let mut sign = " =";
+        for bucket in Bucket::ALL.into_iter().filter(|bucket| buckets.get(*bucket) > 0) {
+            write!(f, "{sign} {} {}", buckets.get(bucket), bucket.name())?;
+            sign = " +";
+        }
+        match self.difference() {
+            0 => write!(f, " (sums exactly)")?,
+            difference => write!(f, " (DIFFERS by {difference})")?,
+        }
+        write!(
+            f,
+            "; {} connections, {} exchanges, {} partial, {} responses without request, {} records lost",
+            self.connections,
+            self.exchanges,
+            self.partial,
+            self.orphans,
+            self.lost_records()
+        )?;
+        let rare = [
+            (self.damaged, "records damaged"),
+            (self.evicted, "connections evicted"),
+            (self.selection_full(), "processes over the selection's limit"),
+        ];
+        for (count, what) in rare.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, ", {count} {what}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,68 @@
+//! Directions and sides, and what the kernel keeps per connection.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Which way bytes moved, seen from the traced process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Direction {
+    Sent = 0,
+    Received = 1,
+}
+
+impl Direction {
+    pub const BOTH: [Direction; 2] = [Direction::Sent, Direction::Received];
+
+    pub const fn from_wire(value: u8) -> Option<Self> {
+        match value {
+            0 => Some(Self::Sent),
+            1 => Some(Self::Received),
+            _ => None,
+        }
+    }
+
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Sent => Self::Received,
+            Self::Received => Self::Sent,
+        }
+    }
+
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Who opened the connection, by what the kernel counted (a SYN is counted in `bytes_acked` of the
+/// side that sent it), never by a port number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Role {
+    Unknown = 0,
+    Client = 1,
+    Server = 2,
+}
+
+impl Role {
+    pub const fn from_wire(value: u8) -> Self {
+        match value {
+            1 => Self::Client,
+            2 => Self::Server,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// `AF_INET` and `AF_INET6` (include/linux/socket.h).
+pub const AF_INET: u16 = 2;
+pub const AF_INET6: u16 = 10;
+
+/// Value of the kernel's connection map, by socket cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ConnectionState {
+    /// 1 once an `Opened` record got through the ring buffer.
+    pub announced: u32,
+    /// [`Role`] as told in that record.
+    pub role: u32,
+}

@@ -1,0 +1,225 @@
+//! Records: what the probes say, and what the agent adds so that a capture file holds all that a
+//! replay needs. A record is a [`Header`], the fields of its kind, then a payload; `size` covers all.
+//!
+//! Numbers are in the byte order of the machine that wrote them: little-endian on every machine
+//! that the probes run on.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// `Header::kind`. Below 32 the kernel writes them, from 32 on the agent.
+pub mod kind {
+    pub const FORKED: u16 = 1;
+    pub const EXECUTED: u16 = 2;
+    pub const EXITED: u16 = 3;
+    pub const OPENED: u16 = 4;
+    pub const DATA: u16 = 5;
+    pub const ENDED: u16 = 6;
+    pub const CLOSED: u16 = 7;
+
+    /// First record of a capture: what the ids are made from.
+    pub const SEED: u16 = 32;
+    /// The wall clock minus the monotonic clock.
+    pub const CLOCK: u16 = 33;
+    /// Time passed: timeouts are handled at these.
+    pub const TICK: u16 = 34;
+    /// Something that the agent learned of a process elsewhere.
+    pub const FACT: u16 = 35;
+    /// The kernel's counters, as totals since the start.
+    pub const COUNTERS: u16 = 36;
+    /// The capture ended in order.
+    pub const FINISHED: u16 = 37;
+}
+
+/// Starts every record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Header {
+    /// CLOCK_MONOTONIC in nanoseconds: for calls, when they ended.
+    pub time: u64,
+    /// Size of the record with its payload, in bytes.
+    pub size: u32,
+    pub kind: u16,
+    pub flags: u16,
+    /// Process (tgid) and thread, in the initial pid namespace.
+    pub pid: u32,
+    pub thread: u32,
+}
+
+/// A selected process was forked ([`kind::FORKED`]), executed a program ([`kind::EXECUTED`]), or
+/// its last thread ended ([`kind::EXITED`]). `Header::pid` is the process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Process {
+    pub header: Header,
+    /// The process that forked it; else 0.
+    pub parent: u32,
+    /// Selection flags, see [`crate::config::selected`].
+    pub selected: u32,
+    pub command: [u8; 16],
+}
+
+/// Follows at a connection's first bytes ([`kind::OPENED`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Opened {
+    pub header: Header,
+    pub cookie: u64,
+    pub network_namespace: u32,
+    pub family: u16,
+    /// [`crate::connection::Role`]
+    pub role: u8,
+    pub padding: u8,
+    pub local_port: u16,
+    pub peer_port: u16,
+    /// The sequence number of each direction's first byte: the same pair at both ends.
+    pub bases: [u32; 2],
+    pub padding_end: u32,
+    /// IPv4 in the first four bytes.
+    pub local_address: [u8; 16],
+    pub peer_address: [u8; 16],
+}
+
+/// Why bytes that moved were not copied (`Data::omitted`).
+pub mod omitted {
+    pub const NOTHING: u8 = 0;
+    /// The call has no user buffer (sendfile, splice).
+    pub const NO_BUFFER: u8 = 1;
+    /// More than [`crate::config::RECORDS_PER_CALL`] records.
+    pub const OVER_BUDGET: u8 = 2;
+    /// The user's memory could not be read.
+    pub const FAULT: u8 = 3;
+    /// A call whose buffers are not followed yet (sendmmsg, recvmmsg, io_uring, 32-bit tasks).
+    pub const CALL: u8 = 4;
+    /// Received into nowhere (MSG_TRUNC).
+    pub const DISCARDED: u8 = 5;
+    /// More pieces than [`crate::config::IOVECS_PER_CALL`].
+    pub const IOVECS: u8 = 6;
+}
+
+/// Bytes moved ([`kind::DATA`]); `captured` bytes of payload follow. A call may fill several.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Data {
+    pub header: Header,
+    pub cookie: u64,
+    /// Position of this record's first byte, counted from 0 at the connection's first byte.
+    pub position: u64,
+    /// Where the other direction stood at that moment: bytes of it that lie before were moved before.
+    pub opposite: u64,
+    /// Bytes that this record stands for; `captured` of them follow, the others were not copied.
+    pub length: u32,
+    pub captured: u32,
+    /// The base that `position` and `opposite` were counted with, see [`Opened::bases`].
+    pub bases: [u32; 2],
+    /// MSG_* flags of the call.
+    pub message_flags: u32,
+    /// System call number (x86-64).
+    pub call: u16,
+    /// [`crate::connection::Direction`]
+    pub direction: u8,
+    pub omitted: u8,
+}
+
+/// A direction ended, or a call failed ([`kind::ENDED`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Ended {
+    pub header: Header,
+    pub cookie: u64,
+    pub position: u64,
+    pub opposite: u64,
+    pub bases: [u32; 2],
+    /// 0 for the end of the stream, else the negative error number.
+    pub result: i32,
+    /// [`crate::connection::Direction`]
+    pub direction: u8,
+    pub padding: [u8; 3],
+}
+
+/// The socket is gone ([`kind::CLOSED`]): no record of the connection follows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Closed {
+    pub header: Header,
+    pub cookie: u64,
+    /// Where each direction ended; a FIN may be counted as one byte.
+    pub positions: [u64; 2],
+    pub bases: [u32; 2],
+}
+
+/// [`kind::SEED`]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Seed {
+    pub header: Header,
+    pub seed: [u8; 32],
+}
+
+/// [`kind::CLOCK`]: add `offset` to a record's time for nanoseconds since 1970.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Clock {
+    pub header: Header,
+    pub offset: i64,
+}
+
+/// What a [`Fact`] tells of the process `Header::pid`; the payload is its value as UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum FactKey {
+    /// Name of the executable file.
+    Executable = 1,
+    /// For people; it can hold secrets and is not exported.
+    CommandLine = 2,
+    /// The process's own `OTEL_SERVICE_NAME`.
+    ServiceName = 3,
+    /// The process's own `OTEL_RESOURCE_ATTRIBUTES`.
+    ResourceAttributes = 4,
+    /// Its path in the cgroup v2 tree.
+    Cgroup = 5,
+    /// A TCP port that it listened on when it was found.
+    ListeningPort = 6,
+    /// Of the machine; told for process 0.
+    HostName = 7,
+}
+
+impl FactKey {
+    pub const ALL: [FactKey; 7] = [
+        Self::Executable,
+        Self::CommandLine,
+        Self::ServiceName,
+        Self::ResourceAttributes,
+        Self::Cgroup,
+        Self::ListeningPort,
+        Self::HostName,
+    ];
+
+    pub fn from_wire(value: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|key| *key as u32 == value)
+    }
+}
+
+/// [`kind::FACT`]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Fact {
+    pub header: Header,
+    /// [`FactKey`]
+    pub key: u32,
+    pub padding: u32,
+}
+
+/// [`kind::COUNTERS`]: by [`crate::config::Counter`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Counters {
+    pub header: Header,
+    pub totals: [u64; crate::config::Counter::COUNT as usize],
+}
+
+const _: () = assert!(size_of::<Header>() == 24);
+const _: () = assert!(size_of::<Process>() == 48);
+const _: () = assert!(size_of::<Opened>() == 88);
+const _: () = assert!(size_of::<Data>() == 72);
+const _: () = assert!(size_of::<Ended>() == 64);
+const _: () = assert!(size_of::<Closed>() == 56);

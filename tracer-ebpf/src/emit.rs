@@ -1,0 +1,321 @@
+//! The only way out: records into the ring buffer, and what did not fit into the counters.
+
+use core::mem::size_of;
+
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+        generated::{
+            bpf_loop, bpf_ringbuf_output, bpf_ringbuf_query, bpf_ringbuf_reserve,
+            bpf_ringbuf_submit,
+        },
+    },
+};
+use tracer_common::{
+    config::{Counter, IOVECS_PER_CALL, PAYLOAD_CLASSES, PAYLOAD_MAX, RECORDS_PER_CALL},
+    connection::Direction,
+    record::{Data, Header, omitted},
+};
+
+use crate::{
+    maps::{self, RECORDS, SCRATCH_SIZE, count},
+    memory::{bounded, copy_user, read_user},
+    syscall::{Buffer, Shape},
+};
+
+/// The most that is put together from pieces: header, any offset and any length stay in the scratch.
+const GATHER_MAX: u32 = 16128;
+const _: () = assert!(size_of::<Data>() + 2 * GATHER_MAX as usize <= SCRATCH_SIZE);
+
+/// A sleeping agent is woken when this part of the ring is full, and not more often than this.
+const WAKE_FRACTION: u64 = 8;
+const WAKE_INTERVAL: u64 = 1_000_000;
+
+#[inline(always)]
+pub(crate) fn header<T>(kind: u16) -> Header {
+    let id = bpf_get_current_pid_tgid();
+    Header {
+        // SAFETY: no arguments.
+        time: unsafe { bpf_ktime_get_ns() },
+        size: size_of::<T>() as u32,
+        kind,
+        flags: 0,
+        pid: (id >> 32) as u32,
+        thread: id as u32,
+    }
+}
+
+/// A record without payload. Returns whether there was room.
+#[inline(always)]
+pub(crate) fn fixed<T>(fill: impl FnOnce(&mut T)) -> bool {
+    let Some(record) = reserve(size_of::<T>()) else { return false };
+    // SAFETY: reserved with this size, aligned to 8, and of plain numbers.
+    fill(unsafe { &mut *record.cast::<T>() });
+    submit(record);
+    true
+}
+
+/// A call that moved bytes, told in one record or several. `first` has all but what differs between
+/// them; `total` is what the call moved.
+#[inline(always)]
+pub(crate) fn data(first: &Data, buffer: Buffer, total: u32) {
+    match buffer.shape {
+        Shape::Flat => flat(first, buffer.address, total),
+        Shape::Pieces => pieces(first, buffer.address, buffer.count, total),
+        Shape::None => gap(first, 0, total, buffer.omitted),
+    }
+}
+
+/// One record, or for a large call a loop of the kernel's over several.
+#[inline(always)]
+fn flat(first: &Data, address: u64, total: u32) {
+    if total <= PAYLOAD_MAX as u32 {
+        return part(first, 0, total, address);
+    }
+    let mut parts = Parts { first: *first, address, total, done: 0 };
+    // SAFETY: the callback takes (index, argument) as the helper asks.
+    unsafe {
+        bpf_loop(RECORDS_PER_CALL, next_part as *const () as *mut _, (&raw mut parts).cast(), 0);
+    }
+    if parts.done < total {
+        gap(first, parts.done, total - parts.done, omitted::OVER_BUDGET);
+    }
+}
+
+#[repr(C)]
+struct Parts {
+    first: Data,
+    address: u64,
+    total: u32,
+    done: u32,
+}
+
+/// Returns 1 to end the loop.
+unsafe extern "C" fn next_part(_: u32, argument: *mut Parts) -> i64 {
+    // SAFETY: the argument that `flat` gave to the loop.
+    let parts = unsafe { &mut *argument };
+    if parts.done >= parts.total {
+        return 1;
+    }
+    let left = parts.total - parts.done;
+    let length = if left > PAYLOAD_MAX as u32 { PAYLOAD_MAX as u32 } else { left };
+    part(&parts.first, parts.done, length, parts.address + parts.done as u64);
+    parts.done += length;
+    0
+}
+
+/// In the smallest class that fits.
+#[inline(always)]
+fn part(first: &Data, done: u32, length: u32, from: u64) {
+    if length <= PAYLOAD_CLASSES[0] as u32 {
+        copied::<{ PAYLOAD_CLASSES[0] }>(first, done, length, from);
+    } else if length <= PAYLOAD_CLASSES[1] as u32 {
+        copied::<{ PAYLOAD_CLASSES[1] }>(first, done, length, from);
+    } else if length <= PAYLOAD_CLASSES[2] as u32 {
+        copied::<{ PAYLOAD_CLASSES[2] }>(first, done, length, from);
+    } else {
+        copied::<{ PAYLOAD_CLASSES[3] }>(first, done, length, from);
+    }
+}
+
+/// One record with a payload of up to `N` bytes, straight from the memory of the process.
+#[inline(always)]
+fn copied<const N: usize>(first: &Data, done: u32, length: u32, from: u64) {
+    let Some(record) = reserve(size_of::<Data>() + N) else { return lost(first.direction, length) };
+    let captured = bounded(length, N as u32);
+    // SAFETY: reserved with room for the fields and N bytes, aligned to 8.
+    unsafe {
+        let data = &mut *record.cast::<Data>();
+        write(data, first, done, length);
+        if copy_user(record.add(size_of::<Data>()), captured, from) {
+            data.captured = captured;
+            data.header.size += captured;
+        } else {
+            data.omitted = omitted::FAULT;
+        }
+    }
+    submit(record);
+}
+
+/// Bytes that moved and are not copied.
+#[inline(always)]
+fn gap(first: &Data, done: u32, length: u32, reason: u8) {
+    let told = fixed(|record: &mut Data| {
+        write(record, first, done, length);
+        record.omitted = reason;
+    });
+    if !told {
+        lost(first.direction, length);
+    }
+}
+
+#[inline(always)]
+fn write(record: &mut Data, first: &Data, done: u32, length: u32) {
+    *record = *first;
+    record.position += done as u64;
+    record.length = length;
+}
+
+/// Pieces are put together in the scratch, so that a call with many small ones is one record.
+#[inline(always)]
+fn pieces(first: &Data, address: u64, count: u64, total: u32) {
+    let direction = first.direction as u32 & 1;
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
+    // SAFETY: the scratch is larger than the fields, and aligned to 8.
+    write(unsafe { &mut *scratch.cast::<Data>() }, first, 0, 0);
+    walk.start(address, count, total);
+    let mut argument = direction;
+    // SAFETY: the callback takes (index, argument) as the helper asks.
+    unsafe {
+        bpf_loop(
+            IOVECS_PER_CALL + RECORDS_PER_CALL,
+            piece as *const () as *mut _,
+            (&raw mut argument).cast(),
+            0,
+        );
+    }
+    let Some(walk) = maps::walk(direction) else { return };
+    flush(direction);
+    if walk.left > 0 {
+        let reason = match (walk.fault, walk.records) {
+            (1, _) => omitted::FAULT,
+            (_, RECORDS_PER_CALL) => omitted::OVER_BUDGET,
+            _ => omitted::IOVECS,
+        };
+        gap(first, total.wrapping_sub(walk.left), walk.left, reason);
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Piece {
+    address: u64,
+    length: u64,
+}
+
+/// Takes as much of the current piece as fits. Returns 1 to end the loop.
+unsafe extern "C" fn piece(_: u32, argument: *mut u32) -> i64 {
+    // SAFETY: the argument that `pieces` gave to the loop.
+    let direction = unsafe { *argument } & 1;
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return 1 };
+    if walk.index >= walk.count || walk.left == 0 || walk.records >= RECORDS_PER_CALL {
+        return 1;
+    }
+    let Some(piece) = read_user::<Piece>(walk.pieces + walk.index * size_of::<Piece>() as u64) else {
+        walk.fault = 1;
+        return 1;
+    };
+    let filled = bounded(walk.filled, GATHER_MAX);
+    let mut length = piece.length.wrapping_sub(walk.inside);
+    if length > walk.left as u64 {
+        length = walk.left as u64;
+    }
+    if length > (GATHER_MAX - filled) as u64 {
+        length = (GATHER_MAX - filled) as u64;
+    }
+    let length = bounded(length as u32, GATHER_MAX);
+    if length > 0 {
+        // SAFETY: fields + 2 * GATHER_MAX stay in the scratch (asserted above).
+        let read = unsafe {
+            copy_user(scratch.add(size_of::<Data>() + filled as usize), length, piece.address + walk.inside)
+        };
+        if !read {
+            walk.fault = 1;
+            return 1;
+        }
+    }
+    walk.filled = filled + length;
+    walk.left -= length;
+    walk.inside += length as u64;
+    if walk.inside >= piece.length {
+        walk.index += 1;
+        walk.inside = 0;
+    }
+    if walk.filled >= GATHER_MAX {
+        flush(direction);
+    }
+    0
+}
+
+/// Sends what is in the scratch and makes it ready for what follows.
+#[inline(always)]
+fn flush(direction: u32) {
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
+    let filled = bounded(walk.filled, GATHER_MAX);
+    if filled == 0 {
+        return;
+    }
+    // SAFETY: the scratch is larger than the fields, and aligned to 8.
+    let record = unsafe { &mut *scratch.cast::<Data>() };
+    record.length = filled;
+    record.captured = filled;
+    record.header.size = size_of::<Data>() as u32 + filled;
+    // SAFETY: the size stays in the scratch (asserted above).
+    let result = unsafe {
+        bpf_ringbuf_output(ring(), scratch.cast(), (size_of::<Data>() as u32 + filled) as u64, wake())
+    };
+    if result != 0 {
+        count(Counter::LostRecords, 1);
+        lost(record.direction, filled);
+    }
+    record.position += filled as u64;
+    walk.filled = 0;
+    walk.records += 1;
+}
+
+#[inline(always)]
+fn lost(direction: u8, length: u32) {
+    let counter =
+        if direction == Direction::Sent as u8 { Counter::LostSent } else { Counter::LostReceived };
+    count(counter, length as u64);
+}
+
+#[inline(always)]
+fn reserve(size: usize) -> Option<*mut u8> {
+    // SAFETY: the map is a ring buffer; every record that is reserved is submitted.
+    let record = unsafe { bpf_ringbuf_reserve(ring(), size as u64, 0) }.cast::<u8>();
+    if record.is_null() {
+        count(Counter::LostRecords, 1);
+        return None;
+    }
+    Some(record)
+}
+
+#[inline(always)]
+fn submit(record: *mut u8) {
+    // SAFETY: the record was reserved, and is submitted once.
+    unsafe { bpf_ringbuf_submit(record.cast(), wake()) }
+}
+
+/// The agent polls: it is woken only when it sleeps for longer than the ring has room for.
+#[inline(always)]
+fn wake() -> u64 {
+    // SAFETY: the map is a ring buffer.
+    let (waiting, size) = unsafe {
+        (
+            bpf_ringbuf_query(ring(), BPF_RB_AVAIL_DATA as u64),
+            bpf_ringbuf_query(ring(), BPF_RB_RING_SIZE as u64),
+        )
+    };
+    if waiting < size / WAKE_FRACTION {
+        return BPF_RB_NO_WAKEUP as u64;
+    }
+    // SAFETY: an element of a per-CPU array.
+    let (Some(last), now) = (maps::woken(), unsafe { bpf_ktime_get_ns() }) else {
+        return BPF_RB_NO_WAKEUP as u64;
+    };
+    // SAFETY: as above.
+    unsafe {
+        if now - *last < WAKE_INTERVAL {
+            return BPF_RB_NO_WAKEUP as u64;
+        }
+        *last = now;
+    }
+    BPF_RB_FORCE_WAKEUP as u64
+}
+
+#[inline(always)]
+fn ring() -> *mut core::ffi::c_void {
+    core::ptr::addr_of!(RECORDS).cast_mut().cast()
+}

@@ -1,0 +1,28 @@
+//! The probes. They know sockets, threads and bytes; what the bytes mean is decided in user space.
+//!
+//! - `socket`: bytes moved on a socket, and its end (entry points)
+//! - `process`: fork, exec and exit of chosen processes (entry points)
+//! - `select`: who is chosen
+//! - `syscall`: the call that moved the bytes: all that depends on the processor is there
+//! - `emit`: the only way out
+//! - `maps`, `memory`: what is shared with the agent, and the only raw pointers
+#![no_std]
+#![no_main]
+
+mod emit;
+mod maps;
+mod memory;
+mod process;
+mod select;
+mod socket;
+mod syscall;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// SAFETY: a constant that the kernel reads by section; nothing else has these names.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

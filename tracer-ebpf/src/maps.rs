@@ -1,0 +1,95 @@
+//! What is shared with the agent.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
+};
+use tracer_common::{config::Counter, connection::ConnectionState};
+
+/// Chosen processes: tgid to flags (`tracer_common::config::selected`).
+#[map]
+pub(crate) static SELECTED: HashMap<u32, u32> = HashMap::with_max_entries(65536, 0);
+
+/// Connections with a record, by socket cookie.
+#[map]
+pub(crate) static CONNECTIONS: LruHashMap<u64, ConnectionState> = LruHashMap::with_max_entries(131_072, 0);
+
+/// The way to the agent, who sets the size.
+#[map]
+pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// When this CPU last woke the agent.
+#[map]
+static WOKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Room where a record is put together from the pieces of an iovec, one for each direction: the two
+/// socket programs can nest on a CPU, one of them with itself cannot.
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
+
+#[map]
+static WALKS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(2, 0);
+
+pub(crate) const SCRATCH_SIZE: usize = 32768;
+
+#[repr(C, align(8))]
+pub(crate) struct Scratch(pub(crate) [u8; SCRATCH_SIZE]);
+
+/// How far an iovec was followed. It lives in a map since the verifier gives up on these numbers
+/// where they are carried in registers through a loop.
+#[repr(C)]
+pub(crate) struct Walk {
+    pub(crate) pieces: u64,
+    pub(crate) count: u64,
+    pub(crate) index: u64,
+    pub(crate) inside: u64,
+    pub(crate) left: u32,
+    pub(crate) filled: u32,
+    pub(crate) records: u32,
+    pub(crate) fault: u32,
+}
+
+impl Walk {
+    #[inline(always)]
+    pub(crate) fn start(&mut self, pieces: u64, count: u64, total: u32) {
+        // SAFETY: references are valid to write. Volatile, since LLVM would make a call of memset of
+        // neighbouring zeros, which goes byte by byte here.
+        unsafe {
+            core::ptr::write_volatile(&mut self.pieces, pieces);
+            core::ptr::write_volatile(&mut self.count, count);
+            core::ptr::write_volatile(&mut self.index, 0);
+            core::ptr::write_volatile(&mut self.inside, 0);
+            core::ptr::write_volatile(&mut self.left, total);
+            core::ptr::write_volatile(&mut self.filled, 0);
+            core::ptr::write_volatile(&mut self.records, 0);
+            core::ptr::write_volatile(&mut self.fault, 0);
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn count(counter: Counter, amount: u64) {
+    if let Some(total) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: an element of a per-CPU array, which no other CPU writes.
+        unsafe { *total = (*total).wrapping_add(amount) }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn woken() -> Option<*mut u64> {
+    WOKEN.get_ptr_mut(0)
+}
+
+#[inline(always)]
+pub(crate) fn scratch(direction: u32) -> Option<*mut u8> {
+    SCRATCH.get_ptr_mut(direction).map(|scratch| scratch.cast())
+}
+
+#[inline(always)]
+pub(crate) fn walk(direction: u32) -> Option<&'static mut Walk> {
+    // SAFETY: an element of a per-CPU array that only the program of this direction uses.
+    WALKS.get_ptr_mut(direction).map(|walk| unsafe { &mut *walk })
+}

@@ -1,0 +1,96 @@
+//! Reads of kernel and user memory, and the kernel's structure offsets: the only raw pointers.
+
+use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_user, generated};
+
+/// Offsets of structure members, set by the agent from the kernel's type information. In frozen
+/// read-only data the verifier takes them as constants, so a read at one is a plain load.
+macro_rules! offsets {
+    ($($name:ident)*) => { $(
+        // SAFETY: the agent sets it by this name before loading; nothing else has the name.
+        #[unsafe(no_mangle)]
+        pub(crate) static $name: u32 = 0;
+    )* };
+}
+
+offsets! {
+    TCP_WRITE_SEQ TCP_COPIED_SEQ TCP_SND_UNA TCP_SND_NXT TCP_RCV_NXT
+    TCP_BYTES_ACKED TCP_BYTES_RECEIVED TCP_BYTES_SENT TCP_BYTES_RETRANS
+    SOCK_FLAGS SOCK_STATE SOCK_FAMILY SOCK_LOCAL_PORT SOCK_PEER_PORT SOCK_LOCAL_V4 SOCK_PEER_V4
+    SOCK_LOCAL_V6 SOCK_PEER_V6 SOCK_NET SOCK_SOCKET SOCKET_FILE NET_INUM
+    TASK_TGID TASK_SIGNAL TASK_COMM SIGNAL_LIVE
+}
+
+/// The value of one of the offsets above.
+#[macro_export]
+macro_rules! offset {
+    ($name:ident) => {
+        $crate::memory::constant(&$crate::memory::$name)
+    };
+}
+
+/// A read-only value that the loader may have replaced: never folded at compile time.
+#[inline(always)]
+pub(crate) fn constant(value: &'static u32) -> usize {
+    // SAFETY: a reference is valid to read.
+    unsafe { core::ptr::read_volatile(value) as usize }
+}
+
+/// A kernel object that the verifier knows the type of.
+#[derive(Clone, Copy)]
+pub(crate) struct Typed(pub(crate) u64);
+
+impl Typed {
+    /// A member, by a load that the verifier checks against the type.
+    #[inline(always)]
+    pub(crate) fn load<T: Copy>(self, offset: usize) -> T {
+        // SAFETY: the verifier refuses the program unless the object has such a member there; such
+        // loads of kernel objects cannot fault.
+        unsafe { core::ptr::read_volatile((self.0 as *const u8).add(offset).cast::<T>()) }
+    }
+
+    /// An object that a member points to; its type is known in turn.
+    #[inline(always)]
+    pub(crate) fn follow(self, offset: usize) -> Typed {
+        Typed(self.load::<u64>(offset))
+    }
+
+    /// A member that is no plain number, by a checked copy.
+    #[inline(always)]
+    pub(crate) fn copy<T: Copy + Default>(self, offset: usize) -> T {
+        read_kernel(self.0, offset)
+    }
+}
+
+/// Kernel memory at an address of unknown type; the default where it cannot be read.
+#[inline(always)]
+pub(crate) fn read_kernel<T: Copy + Default>(address: u64, offset: usize) -> T {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel((address as usize + offset) as *const T) }.unwrap_or_default()
+}
+
+/// Memory of the current process.
+#[inline(always)]
+pub(crate) fn read_user<T: Copy>(address: u64) -> Option<T> {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user(address as *const T) }.ok()
+}
+
+/// Copies `length` bytes of the current process to `target`; false where they cannot be read.
+///
+/// # Safety
+/// `target` must be valid for `length` bytes, in a way that the verifier can follow.
+#[inline(always)]
+pub(crate) unsafe fn copy_user(target: *mut u8, length: u32, source: u64) -> bool {
+    // SAFETY: the caller's promise for the target; the helper checks the source.
+    unsafe { generated::bpf_probe_read_user(target.cast(), length, source as *const _) == 0 }
+}
+
+/// Hides where a number came from, so that the check that follows is kept: LLVM would drop a bound
+/// that it can prove, and the verifier cannot. In 64 bits, since the verifier forgets what it knows of
+/// a stack slot when the other half is written.
+#[inline(always)]
+pub(crate) fn bounded(value: u32, most: u32) -> u32 {
+    let value = core::hint::black_box(value as u64);
+    let value = if value > most as u64 { most as u64 } else { value };
+    value as u32
+}

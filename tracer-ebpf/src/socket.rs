@@ -1,0 +1,251 @@
+//! Bytes moved on a socket, and its end.
+
+use aya_ebpf::{
+    helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock},
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
+use tracer_common::{
+    config::Counter,
+    connection::{AF_INET6, ConnectionState, Direction, Role},
+    record::{Closed, Data, Ended, Header, Opened, kind, omitted},
+};
+
+use crate::{
+    emit,
+    maps::{CONNECTIONS, count},
+    memory::{Typed, read_kernel},
+    offset, select, syscall,
+};
+
+const EAGAIN: i32 = 11;
+/// Numbers from here on are the kernel's own: the call will be started again.
+const ERESTARTSYS: i32 = 512;
+const EINTR: i32 = 4;
+
+/// include/linux/socket.h
+const MSG_PEEK: u32 = 0x02;
+const MSG_TRUNC: u32 = 0x20;
+
+/// `enum sock_flags` (include/net/sock.h): a FIN was received.
+const SOCK_DONE: u64 = 1 << 1;
+
+/// include/net/tcp_states.h
+const TCP_ESTABLISHED: u8 = 1;
+const TCP_CLOSE_WAIT: u8 = 8;
+
+/// (sock, result, flags): after the bytes were copied.
+#[btf_tracepoint(function = "sock_send_length")]
+pub fn sock_send_length(context: BtfTracePointContext) -> i32 {
+    moved(&context, Direction::Sent)
+}
+
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn sock_recv_length(context: BtfTracePointContext) -> i32 {
+    moved(&context, Direction::Received)
+}
+
+/// (sock): no call on the socket follows. In any process, also in none.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub fn tcp_destroy_sock(context: BtfTracePointContext) -> i32 {
+    let socket = Typed(context.arg(0));
+    let cookie = cookie(socket);
+    // SAFETY: the value is copied at once.
+    let Some(state) = (unsafe { CONNECTIONS.get(&cookie) }).copied() else { return 0 };
+    let _ = CONNECTIONS.remove(&cookie);
+    let Some(tcp) = Tcp::of(socket) else { return 0 };
+    let positions = tcp.positions(state.role == Role::Client as u32);
+    emit::fixed(|record: &mut Closed| {
+        *record = Closed {
+            header: emit::header::<Closed>(kind::CLOSED),
+            cookie,
+            positions: positions.now,
+            bases: positions.bases,
+        };
+    });
+    0
+}
+
+#[inline(always)]
+fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
+    if !select::current() {
+        return 0;
+    }
+    let result: i32 = context.arg(1);
+    let flags: u32 = context.arg(2);
+    let retried = result == -EAGAIN || result == -EINTR || result <= -ERESTARTSYS;
+    let peeked = matches!(direction, Direction::Received) && flags & MSG_PEEK != 0;
+    if retried || peeked {
+        return 0;
+    }
+    let socket = Typed(context.arg(0));
+    // The kernel's own sockets (NFS) are used inside a call of the process, but have no file.
+    if socket.follow(offset!(SOCK_SOCKET)).load::<u64>(offset!(SOCKET_FILE)) == 0 {
+        return 0;
+    }
+    let sent = matches!(direction, Direction::Sent);
+    if result > 0 {
+        count(if sent { Counter::MovedSent } else { Counter::MovedReceived }, result as u64);
+    }
+    let Some(tcp) = Tcp::of(socket) else {
+        if result > 0 {
+            count(if sent { Counter::OtherSent } else { Counter::OtherReceived }, result as u64);
+        }
+        return 0;
+    };
+    let cookie = cookie(socket);
+    let role = announced(socket, &tcp, cookie);
+    let positions = tcp.positions(role == Role::Client as u32);
+    let (position, opposite) = if sent {
+        (positions.now[0], positions.now[1])
+    } else {
+        (positions.now[1], positions.now[0])
+    };
+    if result <= 0 {
+        emit::fixed(|record: &mut Ended| {
+            *record = Ended {
+                header: emit::header::<Ended>(kind::ENDED),
+                cookie,
+                position,
+                opposite,
+                bases: positions.bases,
+                result,
+                direction: direction as u8,
+                padding: [0; 3],
+            };
+        });
+        return 0;
+    }
+    let call = syscall::current();
+    let discarded = !sent && flags & MSG_TRUNC != 0;
+    let buffer = if discarded { syscall::Buffer::none(omitted::DISCARDED) } else { call.buffer };
+    let first = Data {
+        header: emit::header::<Data>(kind::DATA),
+        cookie,
+        position: position.wrapping_sub(result as u64),
+        opposite,
+        length: 0,
+        captured: 0,
+        bases: positions.bases,
+        message_flags: flags,
+        call: call.number,
+        direction: direction as u8,
+        omitted: omitted::NOTHING,
+    };
+    emit::data(&first, buffer, result as u32);
+    0
+}
+
+#[inline(always)]
+fn cookie(socket: Typed) -> u64 {
+    // SAFETY: the verifier checks that it is a socket.
+    unsafe { bpf_get_socket_cookie(socket.0 as *mut _) }
+}
+
+/// Makes sure that the agent was told of the connection. Returns its role.
+#[inline(always)]
+fn announced(socket: Typed, tcp: &Tcp, cookie: u64) -> u32 {
+    // SAFETY: the value is copied at once.
+    let known = unsafe { CONNECTIONS.get(&cookie) }.copied().unwrap_or_default();
+    if known.announced != 0 && known.role != Role::Unknown as u32 {
+        return known.role;
+    }
+    let state: u8 = socket.load(offset!(SOCK_STATE));
+    let role = match known.role {
+        0 => tcp.role(state) as u32,
+        role => role,
+    };
+    let positions = tcp.positions(role == Role::Client as u32);
+    let family: u16 = socket.load(offset!(SOCK_FAMILY));
+    let net: u64 = socket.copy(offset!(SOCK_NET));
+    let told = emit::fixed(|record: &mut Opened| {
+        *record = Opened {
+            header: Header::default(),
+            cookie,
+            network_namespace: read_kernel(net, offset!(NET_INUM)),
+            family,
+            role: role as u8,
+            padding: 0,
+            local_port: socket.load(offset!(SOCK_LOCAL_PORT)),
+            peer_port: u16::from_be(socket.load(offset!(SOCK_PEER_PORT))),
+            bases: positions.bases,
+            padding_end: 0,
+            local_address: [0; 16],
+            peer_address: [0; 16],
+        };
+        record.header = emit::header::<Opened>(kind::OPENED);
+        if family == AF_INET6 {
+            record.local_address = socket.copy(offset!(SOCK_LOCAL_V6));
+            record.peer_address = socket.copy(offset!(SOCK_PEER_V6));
+        } else {
+            let local: [u8; 4] = socket.copy(offset!(SOCK_LOCAL_V4));
+            let peer: [u8; 4] = socket.copy(offset!(SOCK_PEER_V4));
+            record.local_address[..4].copy_from_slice(&local);
+            record.peer_address[..4].copy_from_slice(&peer);
+        }
+    });
+    let _ = CONNECTIONS.insert(&cookie, &ConnectionState { announced: told as u32, role }, 0);
+    role
+}
+
+struct Tcp(Typed);
+
+struct Positions {
+    /// By direction: where the next byte will be, counted from 0.
+    now: [u64; 2],
+    bases: [u32; 2],
+}
+
+impl Tcp {
+    #[inline(always)]
+    fn of(socket: Typed) -> Option<Tcp> {
+        // SAFETY: the verifier checks that it is a socket.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(socket.0 as *mut _) };
+        if tcp.is_null() { None } else { Some(Tcp(Typed(tcp as u64))) }
+    }
+
+    /// The sums that the kernel keeps start at the connection's first byte; its own SYN is in the
+    /// sum of the client, and a FIN in that of its receiver.
+    #[inline(always)]
+    fn positions(&self, client: bool) -> Positions {
+        let unacknowledged: u32 = self.0.load(offset!(TCP_SND_UNA));
+        let acknowledged: u64 = self.0.load(offset!(TCP_BYTES_ACKED));
+        let written: u32 = self.0.load(offset!(TCP_WRITE_SEQ));
+        let next: u32 = self.0.load(offset!(TCP_RCV_NXT));
+        let received: u64 = self.0.load(offset!(TCP_BYTES_RECEIVED));
+        let copied: u32 = self.0.load(offset!(TCP_COPIED_SEQ));
+        let flags: u64 = self.0.load(offset!(SOCK_FLAGS));
+        let syn = client as u64;
+        let fin = (flags & SOCK_DONE != 0 && copied == next) as u64;
+        Positions {
+            now: [
+                acknowledged.wrapping_add(written.wrapping_sub(unacknowledged) as u64).wrapping_sub(syn),
+                received.wrapping_sub(next.wrapping_sub(copied) as u64).wrapping_sub(fin),
+            ],
+            bases: [
+                unacknowledged.wrapping_sub(acknowledged as u32).wrapping_add(syn as u32),
+                next.wrapping_sub(received as u32),
+            ],
+        }
+    }
+
+    /// Who sent the SYN: it is in `bytes_acked` but not in `bytes_sent`. Only while no FIN was sent.
+    #[inline(always)]
+    fn role(&self, state: u8) -> Role {
+        if state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT {
+            return Role::Unknown;
+        }
+        let next: u32 = self.0.load(offset!(TCP_SND_NXT));
+        let sent: u64 = self.0.load(offset!(TCP_BYTES_SENT));
+        let again: u64 = self.0.load(offset!(TCP_BYTES_RETRANS));
+        let unacknowledged: u32 = self.0.load(offset!(TCP_SND_UNA));
+        let acknowledged: u64 = self.0.load(offset!(TCP_BYTES_ACKED));
+        let first_by_sent = next.wrapping_sub(sent.wrapping_sub(again) as u32);
+        let first_by_acked = unacknowledged.wrapping_sub(acknowledged as u32);
+        match first_by_sent.wrapping_sub(first_by_acked) {
+            0 => Role::Server,
+            1 => Role::Client,
+            _ => Role::Unknown,
+        }
+    }
+}
