@@ -460,20 +460,23 @@ impl Tracked {
                     Detected::Nothing
                 }
                 (true, _) => Detected::Nothing,
-                (false, _) if fresh == [true; 2] => match answers(bytes) {
-                    Verdict::No => Detected::Unknown(unknown(bytes)),
-                    _ => Detected::Nothing,
-                },
+                (false, _) if fresh == [true; 2] && answers(bytes) == Verdict::No => {
+                    Detected::Unknown(unknown(bytes))
+                }
                 (false, _) => {
-                    let asked = stream.front();
-                    let old =
-                        answer.marks().at(answer.front()).copied().filter(|mark| mark.opposite <= asked);
-                    if let Some(length) = old.map(|mark| mark.end - answer.front()) {
-                        let length = length.min(bytes.len() as u64);
-                        self.skip(requests.other(), length, run);
-                        return self.detect_in(requests, run);
+                    let (at, asked) = (answer.front(), stream.end());
+                    let Some(mark) = answer.marks().at(at).copied() else { return Detected::Nothing };
+                    if mark.opposite > asked {
+                        // What it answers did move: it is to come, or lost.
+                        self.wait_for(requests, mark.opposite);
+                        return Detected::Nothing;
                     }
-                    Detected::Nothing
+                    if fresh == [true; 2] {
+                        return Detected::Nothing;
+                    }
+                    let length = (mark.end - at).min(bytes.len() as u64);
+                    self.skip(requests.other(), length, run);
+                    self.detect_in(requests, run)
                 }
             };
         }
@@ -557,23 +560,27 @@ impl Tracked {
         for event in events {
             self.handle_event(event, requests, run);
         }
-        if side == Side::Response {
-            self.wait = None;
-        }
         match progress {
             Progress::Read { length, class } => {
+                self.wait = None;
                 self.take(direction, length, class, run);
                 return Some(length);
             }
             Progress::NeedMore => {}
-            Progress::Wait => {
-                let since = self.connection.last_time;
-                self.wait = Some((direction.other(), opposite, since));
-            }
+            Progress::Wait => self.wait_for(direction.other(), opposite),
             Progress::Switch(_) => self.leave(Bucket::Unknown, run),
             Progress::Invalid(_) => self.leave(Bucket::Unparsed, run),
         }
         None
+    }
+
+    /// Nothing gets on before the direction was read up to the position.
+    fn wait_for(&mut self, direction: Direction, position: u64) {
+        let since = match self.wait {
+            Some((waits, _, since)) if waits == direction => since,
+            _ => self.connection.last_time,
+        };
+        self.wait = Some((direction, position, since));
     }
 
     fn handle_event(&mut self, event: Event, requests: Direction, run: &mut Run<'_>) {
@@ -682,6 +689,8 @@ impl Tracked {
         if self.cost() > CONNECTION_HELD_MAX + CONNECTION_COST {
             self.leave(Bucket::OverLimit, run);
             self.ignore(run, Bucket::OverLimit);
+            // What comes later may be told again.
+            self.state = State::default();
         }
     }
 

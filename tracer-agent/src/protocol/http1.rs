@@ -109,7 +109,7 @@ impl Session for Dialogue {
         match self.sides[side.index()].state {
             State::Head { searched } => self.read_head(side, searched, input, events),
             State::Body(_) => self.read_body(side, input, events),
-            State::Lost => self.find_head(side, input),
+            State::Lost => self.find_head(side, input, events),
             State::Done => skip_all(input),
             State::Opaque => Progress::Switch("upgraded"),
         }
@@ -338,9 +338,25 @@ impl Dialogue {
         }
     }
 
+    /// The responses ended at `end` without a sign of those that are pending. What was sent after a
+    /// request was read may have been its response; where nothing was, there was none.
+    fn hide_pending(&mut self, end: u64, events: &mut Vec<Event>) {
+        self.pending.retain(|pending| {
+            let hidden = pending.opposite < end;
+            if hidden {
+                let exchange = Some(pending.exchange);
+                events.push(Event { side: Side::Response, exchange, start: end, end, what: What::Cut });
+            }
+            !hidden
+        });
+    }
+
     /// Looks for the next message, where a record starts with what can be one.
-    fn find_head(&mut self, side: Side, input: &Input<'_>) -> Progress {
+    fn find_head(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
         if input.bytes.is_empty() {
+            if side == Side::Response && matches!(input.after, After::End(_)) {
+                self.hide_pending(input.position, events);
+            }
             return skip_all(input);
         }
         if !input.marks.starts_at(input.position) {
