@@ -1,1 +1,36 @@
-fn main() {}
+//! `cargo xtask`: everything that is done with the project besides plain `cargo`.
+
+mod demo;
+mod setup;
+mod shell;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+/// Tasks of the project. Start with `demo`, or with `test`: both set up what is missing.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the build of the probes needs; quick when nothing is missing
+    Setup(setup::Arguments),
+    /// Trace a bundled app of two services for a few seconds; needs no backend
+    Demo(demo::Arguments),
+    /// Run every test: format, lints, licences, unit, snapshot, property and live tests
+    Test(test::Arguments),
+}
+
+fn main() -> anyhow::Result<()> {
+    // The tasks work on the checkout, from whichever folder of it they are called.
+    std::env::set_current_dir(shell::root())?;
+    match Arguments::parse().task {
+        Task::Setup(arguments) => setup::run(&arguments),
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+    }
+}

@@ -1,0 +1,151 @@
+//! `cargo xtask setup`: the tools that the build of the probes needs, and what the tests run.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::shell::{self, Toolchain, as_root, output, run as execute, works};
+
+/// The LLVM of the pinned compiler; bpf-linker has to be built with it, or a newer one.
+const LLVM: &str = "22";
+const LLVM_PACKAGES: [&str; 6] =
+    ["llvm-22-dev", "libclang-22-dev", "clang-22", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"];
+const LINKER: &str = "0.13";
+
+/// Debian's compiler, with the probes' `core` ready made.
+const DEBIAN_RUST: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+
+/// What the live tests run, and the package that has it.
+const TEST_PROGRAMS: [(&str, &str); 7] = [
+    ("nginx", "nginx-light"),
+    ("curl", "curl"),
+    ("wget", "wget"),
+    ("wrk", "wrk"),
+    ("python3", "python3"),
+    ("node", "nodejs"),
+    ("go", "golang-go"),
+];
+
+const DENY: &str = "0.19";
+
+#[derive(clap::Args, Default)]
+pub(crate) struct Arguments {
+    /// Also what the tests run: servers, load generators, cargo-deny
+    #[arg(long)]
+    pub(crate) tests: bool,
+}
+
+/// Returns the toolchain to build with.
+pub(crate) fn ensure(tests: bool) -> Result<Toolchain> {
+    let toolchain = install_rust()?;
+    install_linker(&toolchain)?;
+    if tests {
+        install_test_programs()?;
+        install_deny(&toolchain)?;
+    }
+    Ok(toolchain)
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    ensure(arguments.tests)?;
+    if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
+        println!("setup: this kernel has no type information (BTF): the build works, tracing here will not");
+    }
+    println!("setup: all that is needed is there");
+    Ok(())
+}
+
+fn install_rust() -> Result<Toolchain> {
+    let channel = shell::channel()?;
+    if works("rustup", &["--version"]) {
+        let has = |tool: &str| works("rustup", &["run", &channel, tool, "--version"]);
+        let source = output("rustup", &["run", &channel, "rustc", "--print", "sysroot"])
+            .is_some_and(|sysroot| std::path::Path::new(&sysroot).join("lib/rustlib/src/rust/library").exists());
+        if !(has("cargo") && has("cargo-clippy") && has("rustfmt") && source) {
+            println!("setup: Rust {channel} by rustup, for the probes");
+            execute(Command::new("rustup").args(["toolchain", "install", &channel, "--profile", "minimal"]).args([
+                "--component",
+                "rust-src",
+                "--component",
+                "clippy",
+                "--component",
+                "rustfmt",
+            ]))?;
+        }
+        return Ok(Toolchain::Rustup(channel));
+    }
+    println!("setup: rustup is not there; taking Debian's Rust");
+    install_packages(&DEBIAN_RUST)?;
+    Ok(Toolchain::Debian)
+}
+
+fn install_linker(toolchain: &Toolchain) -> Result<()> {
+    let version = output("bpf-linker", &["--version"]).unwrap_or_default();
+    if version.split_whitespace().any(|word| word.starts_with(LINKER)) {
+        return Ok(());
+    }
+    println!("setup: bpf-linker {LINKER}, the linker of the probes (a few minutes)");
+    install_packages(&LLVM_PACKAGES)?;
+    let prefix = format!("/usr/lib/llvm-{LLVM}");
+    execute(shell::cargo(toolchain)
+        .env("LLVM_PREFIX", &prefix)
+        .env("LLVM_SYS_221_PREFIX", &prefix)
+        .env("RUSTFLAGS", format!("-L{prefix}/lib"))
+        .args(["install", "bpf-linker", "--locked", "--version", &format!("^{LINKER}")])
+        .args(["--no-default-features", "--features", &format!("llvm-{LLVM}")]))
+}
+
+fn install_test_programs() -> Result<()> {
+    let missing: Vec<&str> = TEST_PROGRAMS
+        .iter()
+        .filter(|(program, _)| output("sh", &["-c", &format!("PATH=$PATH:/usr/sbin command -v {program}")]).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    install_packages(&missing)?;
+    if !works("python3", &["-c", "import requests"]) {
+        println!("setup: Python's requests");
+        if !works("python3", &["-m", "pip", "install", "--quiet", "requests"]) {
+            install_packages(&["python3-requests"])?;
+        }
+    }
+    Ok(())
+}
+
+fn install_deny(toolchain: &Toolchain) -> Result<()> {
+    if works("cargo-deny", &["--version"]) {
+        return Ok(());
+    }
+    println!("setup: cargo-deny, which checks licences and sources (a few minutes)");
+    execute(shell::cargo(toolchain).args(["install", "cargo-deny", "--locked", "--version", &format!("^{DENY}")]))
+}
+
+/// With apt, as root; what is installed already is left alone.
+fn install_packages(packages: &[&str]) -> Result<()> {
+    let missing: Vec<&&str> = packages.iter().filter(|package| !is_installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.iter().map(|package| **package).collect::<Vec<_>>().join(" ");
+    if !works("apt-get", &["--version"]) {
+        bail!(
+            "this is no Debian: install what these packages of Debian have with your own package manager, \
+             then run this again: {names}"
+        );
+    }
+    if !shell::is_root() {
+        println!("setup: sudo is used to install packages: {names}");
+    }
+    let apt = |arguments: &[&str]| {
+        let mut command = as_root("env");
+        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]).args(arguments);
+        command
+    };
+    execute(&mut apt(&["update"]))?;
+    execute(apt(&["install", "-y", "--no-install-recommends"])
+        .args(missing)
+        .stdout(std::process::Stdio::null()))
+}
+
+fn is_installed(package: &str) -> bool {
+    output("dpkg-query", &["-W", "-f=${db:Status-Status}", package]).as_deref() == Some("installed")
+}

@@ -1,0 +1,195 @@
+//! `cargo xtask test`: everything that CI checks.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    setup,
+    shell::{self, Toolchain},
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only these steps, in this order
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Step>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Step {
+    /// rustfmt
+    Format,
+    /// clippy, warnings are errors
+    Lint,
+    /// cargo-deny: bans, licences, sources; advisories where the database can be had
+    Deny,
+    /// The core without aya and tokio
+    Core,
+    /// Unit, snapshot and property tests
+    Unit,
+    /// Real servers under the real probes; as root
+    Live,
+    /// The probes come out the same in two folders
+    Reproduce,
+}
+
+const ALL: [Step; 7] =
+    [Step::Format, Step::Lint, Step::Deny, Step::Core, Step::Unit, Step::Live, Step::Reproduce];
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let toolchain = setup::ensure(true)?;
+    let steps = if arguments.only.is_empty() { &ALL[..] } else { &arguments.only };
+    for step in steps {
+        println!("== {step:?}");
+        match step {
+            Step::Format => format(&toolchain)?,
+            Step::Lint => lint(&toolchain)?,
+            Step::Deny => deny(&toolchain)?,
+            Step::Core => core(&toolchain)?,
+            Step::Unit => unit(&toolchain)?,
+            Step::Live => live(&toolchain)?,
+            Step::Reproduce => reproduce(&toolchain)?,
+        }
+    }
+    println!("== all {} steps passed", steps.len());
+    Ok(())
+}
+
+fn format(toolchain: &Toolchain) -> Result<()> {
+    shell::run(shell::cargo(toolchain).args(["fmt", "--all", "--check"]))?;
+    shell::run(shell::cargo(toolchain).args(["fmt", "--check", "--manifest-path", "tracer-ebpf/Cargo.toml"]))
+}
+
+fn lint(toolchain: &Toolchain) -> Result<()> {
+    shell::run(shell::cargo(toolchain).args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-Dwarnings"]))?;
+    shell::run(shell::cargo(toolchain).args([
+        "clippy",
+        "--package",
+        "tracer-agent",
+        "--no-default-features",
+        "--locked",
+        "--",
+        "-Dwarnings",
+    ]))
+}
+
+fn deny(toolchain: &Toolchain) -> Result<()> {
+    let check = |what: &[&str]| {
+        let mut command = shell::cargo(toolchain);
+        command.args(["deny", "--workspace", "check"]).args(what);
+        command
+    };
+    shell::run(&mut check(&["bans", "licenses", "sources"]))?;
+    let fetched = shell::cargo(toolchain)
+        .args(["deny", "fetch", "db"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if fetched {
+        return shell::run(&mut check(&["advisories"]));
+    }
+    println!("the advisory database cannot be had here: advisories are not checked");
+    Ok(())
+}
+
+/// The core is a function of records: nothing in it can touch a kernel or wait.
+fn core(toolchain: &Toolchain) -> Result<()> {
+    let output = shell::cargo(toolchain)
+        .args(["tree", "--package", "tracer-agent", "--no-default-features", "--edges", "normal", "--prefix", "none"])
+        .output()?;
+    let tree = String::from_utf8(output.stdout)?;
+    if !output.status.success() || !tree.starts_with("tracer-agent") {
+        bail!("cargo tree failed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let banned = ["aya", "tokio", "rustix", "nix", "libc"];
+    let found: Vec<&str> =
+        tree.lines().filter(|line| line.split(' ').next().is_some_and(|name| banned.contains(&name))).collect();
+    if !found.is_empty() {
+        bail!("the core depends on {}", found.join(", "));
+    }
+    println!("the core has no {}", banned.join(", no "));
+    Ok(())
+}
+
+fn unit(toolchain: &Toolchain) -> Result<()> {
+    shell::run(shell::cargo(toolchain).args(["test", "--workspace", "--locked", "--exclude", "tracer-tests"]))?;
+    shell::run(shell::cargo(toolchain).args([
+        "test",
+        "--package",
+        "tracer-tests",
+        "--locked",
+        "--lib",
+        "--test",
+        "replay",
+        "--test",
+        "properties",
+    ]))
+}
+
+/// The tests are built as whoever calls, and run as root: one after the other, since each has its own
+/// probes and its own load on two cores.
+fn live(toolchain: &Toolchain) -> Result<()> {
+    shell::run(shell::cargo(toolchain).args(["build", "--release", "--locked", "--package", "tracer-agent", "--package", "workloads"]))?;
+    let built = shell::cargo(toolchain)
+        .args(["test", "--package", "tracer-tests", "--locked", "--test", "live", "--no-run", "--message-format=json"])
+        .stderr(Stdio::inherit())
+        .output()?;
+    if !built.status.success() {
+        bail!("the live tests do not build");
+    }
+    let program = test_program(&String::from_utf8(built.stdout)?).context("cargo built no live tests")?;
+    if !shell::is_root() {
+        println!("sudo is used to load the probes");
+    }
+    let programs = shell::target().join("release").canonicalize()?;
+    let mut command = if shell::is_root() { Command::new(&program) } else { shell::as_root(&program) };
+    shell::run(command.arg("--test-threads=1").env("TRACER_BIN", programs))
+}
+
+/// The executable in cargo's messages: one JSON object a line.
+fn test_program(messages: &str) -> Option<PathBuf> {
+    let line = messages.lines().find(|line| line.contains(r#""executable":""#))?;
+    let (_, rest) = line.split_once(r#""executable":""#)?;
+    rest.split_once('"').map(|(path, _)| PathBuf::from(path))
+}
+
+/// Builds the probes from a copy of their source in another folder, and compares the objects.
+fn reproduce(toolchain: &Toolchain) -> Result<()> {
+    let copy = shell::target().join("reproduce/elsewhere");
+    let _ = std::fs::remove_dir_all(&copy);
+    std::fs::create_dir_all(&copy)?;
+    let source = shell::root();
+    let mut names = vec!["Cargo.toml", "Cargo.lock"];
+    names.extend(["tracer-common", "tracer-ebpf", "tracer-agent", "xtask", "tests"]);
+    shell::run(
+        Command::new("tar")
+            .args(["--create", "--exclude=target", "--file=-", "--directory"])
+            .arg(&source)
+            .args(&names)
+            .stdout(std::fs::File::create(copy.join("source.tar"))?),
+    )?;
+    shell::run(Command::new("tar").args(["--extract", "--file=source.tar"]).current_dir(&copy))?;
+    for folder in [&source, &copy] {
+        shell::run(
+            shell::cargo(toolchain)
+                .current_dir(folder)
+                .env("CARGO_TARGET_DIR", folder.join("target/reproduced"))
+                .args(["check", "--quiet", "--locked", "--package", "tracer-agent"]),
+        )?;
+    }
+    let object = |folder: &PathBuf| {
+        std::fs::read(folder.join("target/reproduced/probes/bpfel-unknown-none/release/tracer-ebpf"))
+    };
+    let (here, there) = (object(&source)?, object(&copy)?);
+    if here != there {
+        bail!("the probes differ when they are built in another folder");
+    }
+    println!("the probes are the same {} bytes in two folders", here.len());
+    std::fs::remove_dir_all(copy)?;
+    Ok(())
+}
