@@ -1,0 +1,246 @@
+//! Laws that hold for every protocol of the registry.
+
+use proptest::{collection::vec, prelude::*, sample::Index};
+use tracer_agent::{
+    pipeline::Limits,
+    protocol::PROTOCOLS,
+    stats::Bucket,
+};
+use tracer_common::connection::{Direction, Role};
+use tracer_tests::dialogue::{Dialogue, Outcome, Segment, exchange, run, samples};
+
+fn dialogues() -> Vec<Dialogue> {
+    PROTOCOLS.iter().flat_map(|protocol| samples(protocol.name())).collect()
+}
+
+fn play(dialogue: &Dialogue, segments: &[Segment]) -> Outcome {
+    let mut records = vec![dialogue.opened()];
+    records.extend(segments.iter().map(Segment::record));
+    records.push(dialogue.closed(900_000_000));
+    let outcome = run(&records, Limits::default());
+    outcome.assert_ledger_sums();
+    outcome
+}
+
+fn whole(dialogue: &Dialogue) -> Vec<String> {
+    let outcome = play(dialogue, &dialogue.segments(|left| left));
+    assert_eq!(outcome.spans.len(), dialogue.exchanges, "{}: {:?}", dialogue.name, outcome.spans);
+    outcome.exchanges()
+}
+
+#[test]
+fn dialogues_have_the_exchanges_that_were_held() {
+    for dialogue in dialogues() {
+        let exchanges = whole(&dialogue);
+        assert!(exchanges.iter().all(|line| !line.contains("tracer.partial")), "{}", dialogue.name);
+    }
+}
+
+#[test]
+fn one_byte_pieces_give_the_same_exchanges() {
+    for dialogue in dialogues() {
+        let pieces = play(&dialogue, &dialogue.segments(|_| 1));
+        assert_eq!(pieces.exchanges(), whole(&dialogue), "{}", dialogue.name);
+    }
+}
+
+#[test]
+fn a_client_sees_the_same_exchanges_as_its_server() {
+    for mut dialogue in dialogues() {
+        let server = whole(&dialogue).len();
+        dialogue.role = Role::Client;
+        for (direction, _) in &mut dialogue.turns {
+            *direction = direction.other();
+        }
+        let client = whole(&dialogue);
+        assert_eq!(client.len(), server);
+        assert!(client.iter().all(|line| line.contains(r#""kind":"CLIENT""#)));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn cut_anywhere(which in any::<Index>(), sizes in vec(1usize..40, 1..40)) {
+        let all = dialogues();
+        let dialogue = which.get(&all);
+        let mut sizes = sizes.into_iter().cycle();
+        let segments = dialogue.segments(|_| sizes.next().unwrap_or(1));
+        prop_assert_eq!(play(dialogue, &segments).exchanges(), whole(dialogue));
+    }
+
+    /// Records of the two directions, and of two neighbours, can come out of order.
+    #[test]
+    fn swap_neighbours(which in any::<Index>(), sizes in vec(1usize..60, 1..20), at in vec(any::<Index>(), 1..6)) {
+        let all = dialogues();
+        let dialogue = which.get(&all);
+        let mut sizes = sizes.into_iter().cycle();
+        let mut segments = dialogue.segments(|_| sizes.next().unwrap_or(1));
+        prop_assume!(segments.len() > 1);
+        // Where a direction starts is told by its first record.
+        let first = |segment: &Segment| segment.position == 0;
+        let mut swapped = std::collections::BTreeSet::new();
+        for index in at {
+            let index = index.index(segments.len() - 1);
+            let same = segments[index].direction == segments[index + 1].direction;
+            if same && first(&segments[index]) {
+                continue;
+            }
+            // Each record moves by one place at most.
+            if swapped.insert(index) && !swapped.contains(&(index + 1)) && (index == 0 || !swapped.contains(&(index - 1))) {
+                segments.swap(index, index + 1);
+            }
+        }
+        let exchanges = play(dialogue, &segments).exchanges();
+        prop_assert_eq!(exchanges, whole(dialogue));
+    }
+
+    /// Nothing is invented: what is whole is one of the exchanges that were held, and those that
+    /// follow a gap come back.
+    #[test]
+    fn drop_a_segment(which in any::<Index>(), dropped in any::<Index>(), size in 1usize..80) {
+        let all = dialogues();
+        let mut dialogue = which.get(&all).clone();
+        // Something to come back to: two exchanges in pieces that are records of their own.
+        let tail: [(Direction, &[u8]); 4] = [
+            (Direction::Received, b"GET /tail1 HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (Direction::Sent, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+            (Direction::Received, b"GET /tail2 HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (Direction::Sent, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+        ];
+        prop_assume!(!dialogue.name.contains("until close"));
+        let body: usize = dialogue.segments(|left| left.min(size)).len();
+        dialogue.turns.extend(tail.map(|(direction, bytes)| (direction, bytes.to_vec())));
+        dialogue.exchanges += 2;
+        let held = whole(&dialogue);
+        let mut segments = dialogue.segments(|left| left.min(size));
+        let missing = segments.remove(dropped.index(body));
+        let outcome = play(&dialogue, &segments);
+        for line in outcome.spans.iter().filter(|line| line.contains("http.response.status_code")) {
+            let line = exchange(line);
+            if !line.contains("tracer.partial") && !line.contains("tracer.outcome") {
+                // A hole in a body leaves the exchange as it was.
+                prop_assert!(held.contains(&line), "invented: {}", line);
+            }
+        }
+        let last = outcome.spans.last().map(|line| exchange(line));
+        prop_assert_eq!(last.as_ref(), held.last(), "did not come back");
+        // Without its first bytes a connection is one that was open before.
+        prop_assert!(outcome.pipeline.ledger().holes > 0 || missing.position == 0);
+    }
+
+    /// Bytes that were not copied leave a body as long as it is, and never a head.
+    #[test]
+    fn copy_only_a_part(which in any::<Index>(), at in any::<Index>(), keep in 0usize..50, size in 1usize..80) {
+        let all = dialogues();
+        let dialogue = which.get(&all);
+        let segments = dialogue.segments(|left| left.min(size));
+        let held = whole(dialogue);
+        let short = at.index(segments.len());
+        let mut records = vec![dialogue.opened()];
+        records.extend(segments.iter().enumerate().map(|(index, segment)| {
+            if index == short { segment.record_of(keep.min(segment.bytes.len())) } else { segment.record() }
+        }));
+        records.push(dialogue.closed(900_000_000));
+        let outcome = run(&records, Limits::default());
+        outcome.assert_ledger_sums();
+        for line in outcome.exchanges() {
+            let partial = line.contains("tracer.partial") || line.contains("tracer.outcome");
+            prop_assert!(partial || held.contains(&line), "invented: {}", line);
+        }
+    }
+
+    #[test]
+    fn any_bytes_at_all(turns in vec((any::<bool>(), vec(any::<u8>(), 1..300)), 1..20), role in 0u8..3) {
+        let dialogue = noise(turns, role);
+        let outcome = play(&dialogue, &dialogue.segments(|left| left));
+        prop_assert_eq!(outcome.spans.len(), 0);
+    }
+
+    /// Pieces of the real thing in any order: whatever comes out, the books balance.
+    #[test]
+    fn pieces_of_messages(turns in vec((any::<bool>(), 0usize..PIECES.len()), 1..40), role in 0u8..3, size in 1usize..30) {
+        let turns = turns.into_iter().map(|(sent, piece)| (sent, PIECES[piece].to_vec())).collect();
+        let dialogue = noise(turns, role);
+        play(&dialogue, &dialogue.segments(|left| left.min(size)));
+    }
+}
+
+const PIECES: [&[u8]; 16] = [
+    b"GET / HTTP/1.1\r\n",
+    b"POST /x HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc",
+    b"Host: a\r\n",
+    b"\r\n\r\n",
+    b"\r\n",
+    b"\n",
+    b"HTTP/1.1 200 OK\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
+    b"Content-Length: 18446744073709551615\r\n",
+    b"Content-Length: 5\r\nContent-Length: 6\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n",
+    b"ffffffffffffffff\r\n",
+    b"0\r\n\r\n",
+    b"5\r\nabcde\r\n",
+    b"\0\xff\x16\x03\x01",
+];
+
+fn noise(turns: Vec<(bool, Vec<u8>)>, role: u8) -> Dialogue {
+    let turns = turns
+        .into_iter()
+        .map(|(sent, bytes)| (if sent { Direction::Sent } else { Direction::Received }, bytes))
+        .collect();
+    Dialogue { name: "noise", role: Role::from_wire(role), turns, exchanges: 0 }
+}
+
+/// A head that never ends, and a body that never comes, in one direction of many connections.
+#[test]
+fn memory_is_bounded() {
+    let limits = Limits { memory: 8 << 20 };
+    let mut records = Vec::new();
+    for connection in 0..200u64 {
+        let mut position = 0;
+        let mut head = b"GET /".to_vec();
+        for piece in 0..40 {
+            head.resize(4096, b'a');
+            let segment = Segment {
+                direction: Direction::Received,
+                // A hole after the first piece: what follows is held.
+                position: position + (piece > 0) as u64 * 100,
+                opposite: 0,
+                bytes: std::mem::take(&mut head),
+                time: connection * 1_000 + piece,
+            };
+            position += 4096;
+            let mut record = segment.record();
+            // The cookie follows the header.
+            record[24..32].copy_from_slice(&connection.to_le_bytes());
+            records.push(record);
+        }
+    }
+    let mut pipeline = tracer_agent::pipeline::Pipeline::new(limits.clone());
+    let mut most = 0;
+    for record in &records {
+        pipeline.handle_record(&tracer_agent::capture::Record::parse(record).unwrap());
+        most = most.max(pipeline.held());
+    }
+    assert!(most <= limits.memory + (2 << 20), "held {most} of {}", limits.memory);
+    let ledger = pipeline.ledger();
+    assert!(ledger.evicted > 0 && ledger.bytes.get(Bucket::OverLimit) > 0, "{ledger:?}");
+}
+
+/// The cost of a head in one-byte pieces grows with its length, not with its square: each byte is
+/// looked at a few times. Counted in bytes searched would need a probe; so by ratio in one run.
+#[test]
+fn a_long_head_in_small_pieces_is_whole() {
+    for length in [1_000, 64_000] {
+        let head = format!("GET /{} HTTP/1.1\r\nX: {}\r\n\r\n", "p".repeat(length / 2), "v".repeat(length / 2));
+        let dialogue = Dialogue::server(
+            "long",
+            1,
+            &[("client", head.as_bytes()), ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")],
+        );
+        assert_eq!(play(&dialogue, &dialogue.segments(|_| 1)).spans.len(), 1);
+    }
+}

@@ -86,8 +86,7 @@ impl Connection {
         self.process = arrival.process;
         let position = self.position(arrival.direction, arrival.position, arrival.bases);
         let mark = self.mark(arrival, position + length);
-        let other = arrival.direction.other();
-        self.streams[other.index()].start_at(mark.opposite);
+        self.streams[arrival.direction.other().index()].expect_at(mark.opposite);
         self.streams[arrival.direction.index()].insert(position, bytes, length, mark)
     }
 

@@ -464,7 +464,8 @@ impl Tracked {
                     Detected::Unknown(unknown(bytes))
                 }
                 (false, _) => {
-                    let (at, asked) = (answer.front(), stream.end());
+                    let at = answer.front();
+                    let asked = if stream.started() { stream.end() } else { 0 };
                     let Some(mark) = answer.marks().at(at).copied() else { return Detected::Nothing };
                     if mark.opposite > asked {
                         // What it answers did move: it is to come, or lost.
@@ -497,6 +498,10 @@ impl Tracked {
         }
         if unsure && after == After::More && bytes.len() <= DETECT_MAX {
             return Detected::Nothing;
+        }
+        if unsure && bytes.len() <= DETECT_MAX {
+            // A gap hides how it goes on.
+            return Detected::Skip(bytes.len() as u64);
         }
         if fresh[0] {
             return Detected::Unknown(unknown(bytes));
@@ -666,10 +671,10 @@ impl Tracked {
             let mut gave_up = false;
             if let Some((direction, position, _)) = self.wait.take() {
                 let mark = self.blank_mark(position);
-                gave_up |= self.connection.streams[direction.index()].lose_until(position, mark).is_some();
+                gave_up |= self.connection.streams[direction.index()].lose_until(position, mark);
             }
             for stream in &mut self.connection.streams {
-                gave_up |= stream.give_up_hole().is_some();
+                gave_up |= stream.give_up_hole();
             }
             self.advance(run);
             if !gave_up {

@@ -78,6 +78,8 @@ pub struct Inserted {
 #[derive(Debug, Default)]
 pub struct Stream {
     started: bool,
+    /// Where it has to start at the latest.
+    expected: Option<u64>,
     /// Position of the first byte of `buffer`.
     front: u64,
     buffer: BytesMut,
@@ -105,10 +107,6 @@ impl Stream {
         self.front + self.buffer.len() as u64 + self.gap.map_or(0, |gap| gap.length)
     }
 
-    pub fn started(&self) -> bool {
-        self.started
-    }
-
     pub fn ending(&self) -> Option<Ending> {
         self.ending
     }
@@ -123,12 +121,26 @@ impl Stream {
         self.hole_since
     }
 
-    /// Sets where the stream starts, if nothing came yet.
-    pub fn start_at(&mut self, position: u64) {
+    /// Whether anything of it was seen.
+    pub fn started(&self) -> bool {
+        self.started
+    }
+
+    /// The stream stood at `position` while the other direction was seen: if it starts later, what
+    /// is between is missing. It can start earlier too, by a record that comes late.
+    pub fn expect_at(&mut self, position: u64) {
         if !self.started {
+            self.front = self.expected.map_or(position, |expected| expected.min(position));
+            self.boundary = self.front;
+            self.expected = Some(self.front);
+        }
+    }
+
+    /// Sets where the stream starts, if nothing came yet.
+    fn start_at(&mut self, position: u64) {
+        if !self.started {
+            self.expect_at(position);
             self.started = true;
-            self.front = position;
-            self.boundary = position;
         }
     }
 
@@ -220,27 +232,34 @@ impl Stream {
     }
 
     /// Stops waiting for the bytes before the next segment: they become a gap.
-    pub fn give_up_hole(&mut self) -> Option<Gap> {
-        let (at, mark) = self.pending.first_key_value().map(|(at, (_, mark))| (*at, *mark))?;
+    /// Returns whether there was one.
+    pub fn give_up_hole(&mut self) -> bool {
+        let Some((at, mark)) = self.pending.first_key_value().map(|(at, (_, mark))| (*at, *mark)) else {
+            return false;
+        };
         if self.gap.is_some() || at <= self.end() {
-            return None;
+            return false;
         }
-        let gap = Gap { length: at - self.end(), missing: Missing::Lost };
-        self.gap = Some(gap);
+        self.gap = Some(Gap { length: at - self.end(), missing: Missing::Lost });
         self.marks.push_back(Mark { end: at, ..mark });
         self.hole_since = None;
-        Some(gap)
+        true
     }
 
-    /// The stream ended at `position`: what was not seen before it is a gap.
-    pub fn lose_until(&mut self, position: u64, mark: Mark) -> Option<Gap> {
-        if !self.started || self.gap.is_some() || !self.pending.is_empty() || position <= self.end() {
-            return None;
+    /// The stream went on to `position`: what was not seen before it is a gap, or where nothing was
+    /// seen yet, none of ours. Returns whether that changes anything.
+    pub fn lose_until(&mut self, position: u64, mark: Mark) -> bool {
+        if self.gap.is_some() || !self.pending.is_empty() || position <= self.end() {
+            return false;
         }
-        let gap = Gap { length: position - self.end(), missing: Missing::Lost };
-        self.gap = Some(gap);
+        if !self.started {
+            self.expected = None;
+            self.start_at(position);
+            return true;
+        }
+        self.gap = Some(Gap { length: position - self.end(), missing: Missing::Lost });
         self.marks.push_back(Mark { end: position, ..mark });
-        Some(gap)
+        true
     }
 
     /// Takes all that is held: bytes, and bytes that were not copied.

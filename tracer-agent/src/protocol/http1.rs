@@ -44,7 +44,8 @@ impl Protocol for Http1 {
             }),
             pending: VecDeque::new(),
             next: 0,
-            request_missed: false,
+            // Asked before this was seen, and not answered yet.
+            request_missed: fresh == [false, true],
         })
     }
 }
@@ -255,11 +256,14 @@ impl Dialogue {
             reader.state = State::Head { searched: 0 };
             return Progress::Read { length: bytes.len() as u64, class: Class::Parsed };
         }
-        match place {
-            Some(_) => drop(self.pending.pop_front()),
-            None => self.request_missed = false,
-        }
         events.push(event(What::Response(Box::new(head))));
+        if place.is_none() {
+            // It may have answered a HEAD: whether content follows is not known.
+            self.lose(Side::Response);
+            return Progress::Read { length: bytes.len() as u64, class: Class::Parsed };
+        }
+        self.pending.pop_front();
+        let reader = &mut self.sides[Side::Response.index()];
         if matches!(framing, Framing::Switch) {
             events.push(event(What::End { attributes: Vec::new() }));
             for side in &mut self.sides {
@@ -362,7 +366,11 @@ impl Dialogue {
         if !input.marks.starts_at(input.position) {
             return skip_record(input);
         }
-        match (detect(side, input.bytes), input.after) {
+        let detected = match side {
+            Side::Request => head::detect_known_request(input.bytes),
+            Side::Response => head::detect_response(input.bytes),
+        };
+        match (detected, input.after) {
             (Verdict::Yes, _) => {
                 self.sides[side.index()].state = State::Head { searched: 0 };
                 // Nothing is taken: the head is read next.

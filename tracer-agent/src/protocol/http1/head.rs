@@ -100,6 +100,17 @@ pub(super) fn detect_request(bytes: &[u8]) -> Verdict {
     }
 }
 
+/// As [`detect_request`], with a method that is known: what is left of a request whose start is missing
+/// can look like one with another.
+pub(super) fn detect_known_request(bytes: &[u8]) -> Verdict {
+    let method = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
+    let known = METHODS.iter().any(|known| match method.len() == bytes.len() {
+        true => known.as_bytes().starts_with(method),
+        false => known.as_bytes() == method,
+    });
+    if known { detect_request(bytes) } else { Verdict::No }
+}
+
 pub(super) fn detect_response(bytes: &[u8]) -> Verdict {
     const START: &[u8] = b"HTTP/1.";
     let bytes = &bytes[blank_lines(bytes)..];
