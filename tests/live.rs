@@ -10,7 +10,8 @@ use std::{
 };
 
 use tracer_tests::process::{
-    Folder, Process, Server, Tracer, assert_same, client, count, free_port, line, program, run, wait_for,
+    Folder, Process, Server, Tracer, assert_same, client, count, free_port, line, program, python, run,
+    wait_for,
 };
 
 const ALL_KINDS: &str = "ok,empty,missing,fail,chunked";
@@ -69,7 +70,7 @@ fn commands_are_seen_from_their_first_byte() {
     let commands: [Vec<String>; 3] = [
         vec!["curl".into(), "-s".into(), "-o".into(), "/dev/null".into(), url("/ok/curl")],
         vec!["wget".into(), "-q".into(), "-O".into(), "/dev/null".into(), url("/chunked/wget")],
-        vec!["python3".into(), "-c".into(), requests],
+        vec![python().display().to_string(), "-c".into(), requests],
     ];
     let mut seen = BTreeMap::new();
     for command in commands {
@@ -113,7 +114,11 @@ fn nginx_at_full_speed_equals_its_access_log() {
     assert_eq!(total(&seen), total(&truth));
     assert_same(&complete(seen), &complete(truth));
     let aborted = traced.spans.iter().filter(|span| !line(span).contains(" 200 615"));
-    assert!(aborted.clone().all(|span| span["attributes"]["tracer.outcome"] == "aborted"), "{:?}", aborted.clone().next());
+    assert!(
+        aborted.clone().all(|span| span["attributes"]["tracer.outcome"] == "aborted"),
+        "{:?}",
+        aborted.clone().next()
+    );
 }
 
 #[test]
@@ -211,12 +216,14 @@ fn requests_come_in_pieces_and_several_at_once() {
     let mut connection = TcpStream::connect(&server.address).expect("a connection");
     connection.set_nodelay(true).expect("no delay");
     let long = "l".repeat(8_000);
-    let request = format!("POST /ok/pieces HTTP/1.1\r\nHost: a\r\nX-Long: {long}\r\nContent-Length: 5\r\n\r\nhello");
+    let request =
+        format!("POST /ok/pieces HTTP/1.1\r\nHost: a\r\nX-Long: {long}\r\nContent-Length: 5\r\n\r\nhello");
     for byte in request.as_bytes() {
         connection.write_all(&[*byte]).expect("a byte");
     }
     read_answer(&mut connection, "/ok/pieces 5\n");
-    let several: String = (0..20).map(|n| format!("GET /ok/pipelined-{n} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
+    let several: String =
+        (0..20).map(|n| format!("GET /ok/pipelined-{n} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
     connection.write_all(several.as_bytes()).expect("requests");
     read_answer(&mut connection, "/ok/pipelined-19 0\n");
     let chunked = "POST /chunked/up HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -230,7 +237,16 @@ fn requests_come_in_pieces_and_several_at_once() {
     let body = format!("@{}", big.display());
     let url = format!("http://{}/ok/continue", server.address);
     // More than a megabyte: curl asks with Expect: 100-continue before it sends.
-    run(Command::new("curl").args(["-s", "-o", "/dev/null", "-H", "Expect: 100-continue", "--data-binary", &body, &url]));
+    run(Command::new("curl").args([
+        "-s",
+        "-o",
+        "/dev/null",
+        "-H",
+        "Expect: 100-continue",
+        "--data-binary",
+        &body,
+        &url,
+    ]));
     let truth = server.wait_logged(23);
     let traced = tracer.finish();
     traced.assert_complete();
@@ -254,7 +270,7 @@ fn what_broke_off_has_no_status() {
         \x20   c.close()\n\
         sys.stdin.read()";
     let folder = Folder::new("broken");
-    let mut command = Command::new("python3");
+    let mut command = Command::new(python());
     command.args(["-c", script]).stdin(Stdio::piped());
     let server = Server::start(command, folder.path("none"));
     let tracer = Tracer::of(&[server.process.id()], &[]);
@@ -270,19 +286,28 @@ fn what_broke_off_has_no_status() {
     let traced = {
         wait_for("the third connection to be over", || {
             let sockets = run(Command::new("cat").arg(format!("/proc/{}/net/tcp", server.process.id())));
-            let port = server.address.rsplit(':').next().and_then(|port| port.parse::<u16>().ok()).expect("a port");
+            let port =
+                server.address.rsplit(':').next().and_then(|port| port.parse::<u16>().ok()).expect("a port");
             let own = format!(":{port:04X} ");
             let text = String::from_utf8_lossy(&sockets.stdout).into_owned();
-            let open = text.lines().skip(1).filter(|line| line.contains(&own) && line.contains(" 08 ")).count();
+            let open =
+                text.lines().skip(1).filter(|line| line.contains(&own) && line.contains(" 08 ")).count();
             (open == 0).then_some(())
         });
         tracer.finish()
     };
     traced.assert_complete();
     let outcome = |path: &str| {
-        let span = traced.spans.iter().find(|span| line(span).contains(path)).unwrap_or_else(|| panic!("{path}: {:?}", traced.lines));
+        let span = traced
+            .spans
+            .iter()
+            .find(|span| line(span).contains(path))
+            .unwrap_or_else(|| panic!("{path}: {:?}", traced.lines));
         let attributes = &span["attributes"];
-        (attributes["http.response.status_code"].as_u64(), attributes["tracer.outcome"].as_str().map(str::to_owned))
+        (
+            attributes["http.response.status_code"].as_u64(),
+            attributes["tracer.outcome"].as_str().map(str::to_owned),
+        )
     };
     assert_eq!(outcome("/hung-up"), (None, Some("connection_closed".into())));
     assert_eq!(outcome("/cut-short"), (Some(200), Some("connection_closed".into())));
@@ -332,7 +357,8 @@ fn a_replay_is_the_live_run() {
     live.assert_complete();
     assert_eq!(live.spans.len(), 500);
     let replay = run(Command::new(program("tracer")).args(["replay", &capture, "--output", "json"]));
-    let replayed: Vec<String> = String::from_utf8(replay.stdout).unwrap().lines().map(str::to_owned).collect();
+    let replayed: Vec<String> =
+        String::from_utf8(replay.stdout).unwrap().lines().map(str::to_owned).collect();
     assert_eq!(replayed, live.lines);
     assert!(String::from_utf8_lossy(&replay.stderr).contains(live.ledger()));
     let mode = run(Command::new("stat").args(["-c", "%a", &capture]));
@@ -353,7 +379,7 @@ fn a_collector_gets_the_spans() {
         let (grpc, http) = (free_port(), free_port());
         let log = std::fs::File::create(folder.path("rotel.log")).unwrap();
         let _collector = Process::start(
-            Command::new("rotel")
+            Command::new(collector())
                 .args(["start", "--exporter", "blackhole", "--debug-log", "traces"])
                 .args(["--debug-log-verbosity", "detailed"])
                 .args(["--otlp-grpc-endpoint", &format!("127.0.0.1:{grpc}")])
@@ -368,7 +394,11 @@ fn a_collector_gets_the_spans() {
         client(&server.address, "keep-alive", 20, 0, "ok");
         let traced = tracer.finish();
         traced.assert_complete();
-        assert!(traced.errors.contains("20 spans sent, 0 dropped (queue full), 0 failed, 0 rejected"), "{}", traced.errors);
+        assert!(
+            traced.errors.contains("20 spans sent, 0 dropped (queue full), 0 failed, 0 rejected"),
+            "{}",
+            traced.errors
+        );
         let received = wait_for("the collector's log", || {
             let text = std::fs::read_to_string(folder.path("rotel.log")).unwrap();
             (text.matches("Trace ID").count() >= 20).then_some(text)
@@ -395,7 +425,9 @@ fn a_collector_that_is_dead_costs_spans_and_nothing_else() {
         let mut memory = Vec::new();
         let mut requests = 0;
         for _ in 0..2 {
-            requests += wrk_requests(&run(Command::new("wrk").args(["-t", "1", "-c", "16", "-d", "3s", &load])).stdout);
+            requests += wrk_requests(
+                &run(Command::new("wrk").args(["-t", "1", "-c", "16", "-d", "3s", &load])).stdout,
+            );
             memory.push(tracer.memory());
         }
         let traced = tracer.finish();
@@ -403,9 +435,17 @@ fn a_collector_that_is_dead_costs_spans_and_nothing_else() {
         // Those that wrk did not wait for are logged as well.
         assert!(traced.spans.len() >= requests, "{} of {requests}", traced.spans.len());
         assert!(memory[1] < memory[0] + 16 * 1024, "memory grows: {memory:?} KiB");
-        let dropped = traced.errors.lines().find(|line| line.starts_with("otlp:")).expect("a line on the export");
+        let dropped =
+            traced.errors.lines().find(|line| line.starts_with("otlp:")).expect("a line on the export");
         assert!(dropped.contains(" 0 spans sent") && !dropped.contains(" 0 dropped"), "{dropped}");
     }
+}
+
+/// The program inside its Python package.
+fn collector() -> String {
+    let script = "import os, rotel; print(os.path.join(os.path.dirname(rotel.__file__), 'rotel-agent'))";
+    let output = run(Command::new(python()).args(["-c", script]));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 fn wrk_requests(out: &[u8]) -> usize {
@@ -458,7 +498,7 @@ fn children_that_come_later_are_followed() {
         s = S(('127.0.0.1', 0), H)\n\
         print('listening on 127.0.0.1:%d' % s.server_port, flush=True)\n\
         s.serve_forever()";
-    let mut command = Command::new("python3");
+    let mut command = Command::new(python());
     command.args(["-c", script]);
     let server = Server::start(command, folder.path("none"));
     let tracer = Tracer::of(&[server.process.id()], &[]);
@@ -491,7 +531,8 @@ fn a_command_keeps_its_terminal_its_status_and_its_signals() {
     let started = tracer.said();
     let traced = {
         // A terminal would send it to both.
-        let child: u32 = started.split_whitespace().nth(1).and_then(|id| id.parse().ok()).expect("the command's id");
+        let child: u32 =
+            started.split_whitespace().nth(1).and_then(|id| id.parse().ok()).expect("the command's id");
         run(Command::new("kill").args(["-INT", &child.to_string()]));
         tracer.finish()
     };
@@ -509,7 +550,11 @@ fn what_is_wrong_is_said_in_one_sentence() {
     let program = program("tracer");
     let copy = Folder::new("nobody");
     std::fs::copy(&program, copy.path("tracer")).unwrap();
-    run(Command::new("chmod").args(["755", &copy.path("").display().to_string(), &copy.path("tracer").display().to_string()]));
+    run(Command::new("chmod").args([
+        "755",
+        &copy.path("").display().to_string(),
+        &copy.path("tracer").display().to_string(),
+    ]));
     let sleep = Process::start(Command::new("sleep").arg("100"));
     let output = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
@@ -537,9 +582,8 @@ fn what_is_not_over_is_told_at_the_end() {
         print('listening on 127.0.0.1:%d' % s.getsockname()[1], flush=True)\n\
         c, _ = s.accept()\n\
         c.recv(1000)\n\
-        print('got it', flush=True)\n\
         sys.stdin.read()";
-    let mut command = Command::new("python3");
+    let mut command = Command::new(python());
     command.args(["-c", script]).stdin(Stdio::piped());
     let server = Server::start(command, folder.path("none"));
     let tracer = Tracer::of(&[server.process.id()], &[]);

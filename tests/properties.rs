@@ -1,11 +1,7 @@
 //! Laws that hold for every protocol of the registry.
 
 use proptest::{collection::vec, prelude::*, sample::Index};
-use tracer_agent::{
-    pipeline::Limits,
-    protocol::PROTOCOLS,
-    stats::Bucket,
-};
+use tracer_agent::{pipeline::Limits, protocol::PROTOCOLS, stats::Bucket};
 use tracer_common::connection::{Direction, Role};
 use tracer_tests::dialogue::{Dialogue, Outcome, Segment, exchange, run, samples};
 
@@ -235,7 +231,8 @@ fn memory_is_bounded() {
 #[test]
 fn a_long_head_in_small_pieces_is_whole() {
     for length in [1_000, 64_000] {
-        let head = format!("GET /{} HTTP/1.1\r\nX: {}\r\n\r\n", "p".repeat(length / 2), "v".repeat(length / 2));
+        let head =
+            format!("GET /{} HTTP/1.1\r\nX: {}\r\n\r\n", "p".repeat(length / 2), "v".repeat(length / 2));
         let dialogue = Dialogue::server(
             "long",
             1,

@@ -28,7 +28,8 @@ fn captures_give_the_spans_that_they_gave() {
     assert!(!files.is_empty(), "there are no captures in {}", root.display());
     for file in files {
         let bytes = std::fs::read(&file).expect("a capture cannot be read");
-        let name = file.strip_prefix(&root).unwrap().with_extension("").display().to_string().replace('/', "__");
+        let name =
+            file.strip_prefix(&root).unwrap().with_extension("").display().to_string().replace('/', "__");
         insta::assert_snapshot!(name, replay(&bytes));
     }
 }

@@ -83,13 +83,15 @@ fn build(source: &Path) -> Result<(), String> {
 /// Cargo of the pinned toolchain, or of Debian's; and where its library's source is.
 fn compiler(source: &Path) -> Result<(Command, String), String> {
     let pinned = source.join("rust-toolchain.toml");
-    let pinned = std::fs::read_to_string(&pinned).map_err(|error| format!("{}: {error}", pinned.display()))?;
+    let pinned =
+        std::fs::read_to_string(&pinned).map_err(|error| format!("{}: {error}", pinned.display()))?;
     let channel = pinned
         .lines()
         .find_map(|line| line.strip_prefix("channel = "))
         .map(|channel| channel.trim().trim_matches('"').to_owned())
         .ok_or("tracer-ebpf/rust-toolchain.toml names no channel")?;
-    let rustc = |arguments: &[&str]| Command::new("rustup").args(["run", &channel, "rustc"]).args(arguments).output();
+    let rustc =
+        |arguments: &[&str]| Command::new("rustup").args(["run", &channel, "rustc"]).args(arguments).output();
     if let Ok(output) = rustc(&["--print", "sysroot"])
         && output.status.success()
     {

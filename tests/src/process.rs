@@ -38,13 +38,21 @@ fn now() -> Instant {
 /// Where the programs under test are.
 pub fn program(name: &str) -> PathBuf {
     #[allow(clippy::disallowed_methods, reason = "`cargo xtask test` names the folder")]
-    let folder = std::env::var("TRACER_BIN").map_or_else(
-        |_| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"),
-        PathBuf::from,
-    );
+    let folder = std::env::var("TRACER_BIN")
+        .map_or_else(|_| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"), PathBuf::from);
     let path = folder.join(name);
     assert!(path.exists(), "{} is not built: run the live tests by `cargo xtask test`", path.display());
     path
+}
+
+/// The Python that `cargo xtask setup --tests` made, with the packages that the tests use.
+pub fn python() -> PathBuf {
+    #[allow(clippy::disallowed_methods, reason = "`cargo xtask test` names it")]
+    let folder = std::env::var("TRACER_PYTHON")
+        .map_or_else(|_| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/python"), PathBuf::from);
+    let python = folder.join("bin/python3");
+    assert!(python.exists(), "{} is missing: run the live tests by `cargo xtask test`", python.display());
+    python
 }
 
 pub fn workload(name: &str) -> PathBuf {
@@ -131,7 +139,7 @@ impl Server {
 
     pub fn python(folder: &Folder) -> Self {
         let log = folder.path("python.log");
-        let mut command = Command::new("python3");
+        let mut command = Command::new(python());
         command.arg(workload("server.py")).arg(&log);
         Self::start(command, log)
     }
@@ -235,7 +243,7 @@ pub fn run(command: &mut Command) -> Output {
 
 /// Requests with unique ids from `first` on, see client.py.
 pub fn client(address: &str, mode: &str, count: usize, first: usize, kinds: &str) {
-    run(Command::new("python3").arg(workload("client.py")).args([
+    run(Command::new(python()).arg(workload("client.py")).args([
         address,
         mode,
         &count.to_string(),
@@ -395,7 +403,8 @@ pub fn line(span: &Value) -> String {
 /// The two are the same, or the first differences are shown.
 pub fn assert_same(seen: &BTreeMap<String, usize>, truth: &BTreeMap<String, usize>) {
     let missing: Vec<_> = truth.iter().filter(|(key, count)| seen.get(*key) != Some(count)).take(5).collect();
-    let invented: Vec<_> = seen.iter().filter(|(key, count)| truth.get(*key) != Some(count)).take(5).collect();
+    let invented: Vec<_> =
+        seen.iter().filter(|(key, count)| truth.get(*key) != Some(count)).take(5).collect();
     assert!(
         missing.is_empty() && invented.is_empty(),
         "not seen as often as logged: {missing:?}; seen and not logged so often: {invented:?}; {} of {}",

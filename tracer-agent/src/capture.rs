@@ -100,12 +100,17 @@ impl<'a> Record<'a> {
 }
 
 fn fields<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<(T, &[u8]), RecordError> {
-    T::read_from_prefix(bytes)
-        .map_err(|_| RecordError::Short { want: size_of::<T>(), have: bytes.len() })
+    T::read_from_prefix(bytes).map_err(|_| RecordError::Short { want: size_of::<T>(), have: bytes.len() })
 }
 
 /// Bytes of a record that the agent writes: `value`'s header is completed.
-pub fn encode<T: IntoBytes + Immutable>(kind: u16, time: u64, process: u32, value: &T, payload: &[u8]) -> Vec<u8> {
+pub fn encode<T: IntoBytes + Immutable>(
+    kind: u16,
+    time: u64,
+    process: u32,
+    value: &T,
+    payload: &[u8],
+) -> Vec<u8> {
     let size = size_of::<T>() + payload.len();
     let header = Header { time, size: size as u32, kind, flags: 0, pid: process, thread: 0 };
     let mut bytes = Vec::with_capacity(size);
@@ -203,7 +208,8 @@ impl<'a> Iterator for Reader<'a> {
         let Some((frame_bytes, rest)) = rest.split_at_checked(FRAME) else {
             return self.damage("it ends inside a record");
         };
-        let length = u32::from_le_bytes([frame_bytes[0], frame_bytes[1], frame_bytes[2], frame_bytes[3]]) as usize;
+        let length =
+            u32::from_le_bytes([frame_bytes[0], frame_bytes[1], frame_bytes[2], frame_bytes[3]]) as usize;
         if length > RECORD_MAX {
             return self.damage(format!("a record of {length} bytes"));
         }

@@ -128,7 +128,11 @@ impl Exchanges {
             let mut exchange = progress.exchange;
             exchange.outcome = match ending {
                 _ if progress.ended[Side::Response.index()] => {
-                    if exchange.cut[Side::Response.index()] { Outcome::Hidden } else { Outcome::Complete }
+                    if exchange.cut[Side::Response.index()] {
+                        Outcome::Hidden
+                    } else {
+                        Outcome::Complete
+                    }
                 }
                 Ending::Reset => Outcome::Reset,
                 _ if asker_left => Outcome::Aborted,

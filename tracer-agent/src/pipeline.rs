@@ -150,9 +150,10 @@ impl Pipeline {
             .iter()
             .copied()
             .filter(|cookie| {
-                self.connections.get(cookie).and_then(Tracked::waits_since).is_none_or(|since| {
-                    now.saturating_sub(since) >= HOLE_WAIT
-                })
+                self.connections
+                    .get(cookie)
+                    .and_then(Tracked::waits_since)
+                    .is_none_or(|since| now.saturating_sub(since) >= HOLE_WAIT)
             })
             .collect();
         for cookie in due {
@@ -507,7 +508,10 @@ impl Tracked {
             return Detected::Unknown(unknown(bytes));
         }
         *seen = 0;
-        let record = stream.marks().next_start(stream.front()).map_or(bytes.len() as u64, |next| next - stream.front());
+        let record = stream
+            .marks()
+            .next_start(stream.front())
+            .map_or(bytes.len() as u64, |next| next - stream.front());
         Detected::Skip(record.min(bytes.len() as u64).max(1))
     }
 

@@ -76,7 +76,10 @@ pub struct Input<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Takes `length` from the front: bytes, or where there are none, of the gap.
-    Read { length: u64, class: Class },
+    Read {
+        length: u64,
+        class: Class,
+    },
     NeedMore,
     /// Goes on when the other side was read further.
     Wait,
@@ -112,14 +115,22 @@ pub enum What {
     Request(Box<RequestHead>),
     Response(Box<ResponseHead>),
     /// A response head that is not the last one (1xx).
-    Interim { attributes: Vec<Attribute> },
+    Interim {
+        attributes: Vec<Attribute>,
+    },
     /// Part of the content.
-    Data { length: u64 },
+    Data {
+        length: u64,
+    },
     Trailers,
     /// The message is whole.
-    End { attributes: Vec<Attribute> },
+    End {
+        attributes: Vec<Attribute>,
+    },
     /// The message broke off.
-    Reset { attributes: Vec<Attribute> },
+    Reset {
+        attributes: Vec<Attribute>,
+    },
     /// What followed of the message lies in a gap, and with it where it ended.
     Cut,
 }

@@ -100,7 +100,13 @@ impl Spans {
         time.saturating_add_signed(self.clock)
     }
 
-    pub fn make(&mut self, exchange: Exchange, kind: Kind, ends: Option<&Ends>, resource: Arc<Resource>) -> Span {
+    pub fn make(
+        &mut self,
+        exchange: Exchange,
+        kind: Kind,
+        ends: Option<&Ends>,
+        resource: Arc<Resource>,
+    ) -> Span {
         let request = exchange.request;
         let id = self.id();
         let (trace, parent, trace_flags) = match request.parent {

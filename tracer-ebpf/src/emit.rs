@@ -7,8 +7,7 @@ use aya_ebpf::{
     helpers::{
         bpf_get_current_pid_tgid, bpf_ktime_get_ns,
         generated::{
-            bpf_loop, bpf_ringbuf_output, bpf_ringbuf_query, bpf_ringbuf_reserve,
-            bpf_ringbuf_submit,
+            bpf_loop, bpf_ringbuf_output, bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit,
         },
     },
 };
@@ -266,8 +265,7 @@ fn flush(direction: u32) {
 
 #[inline(always)]
 fn lost(direction: u8, length: u32) {
-    let counter =
-        if direction == Direction::Sent as u8 { Counter::LostSent } else { Counter::LostReceived };
+    let counter = if direction == Direction::Sent as u8 { Counter::LostSent } else { Counter::LostReceived };
     count(counter, length as u64);
 }
 

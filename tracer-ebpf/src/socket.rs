@@ -96,11 +96,8 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
     let cookie = cookie(socket);
     let role = announced(socket, &tcp, cookie);
     let positions = tcp.positions(role == Role::Client as u32);
-    let (position, opposite) = if sent {
-        (positions.now[0], positions.now[1])
-    } else {
-        (positions.now[1], positions.now[0])
-    };
+    let (position, opposite) =
+        if sent { (positions.now[0], positions.now[1]) } else { (positions.now[1], positions.now[0]) };
     if result <= 0 {
         emit::fixed(|record: &mut Ended| {
             *record = Ended {

@@ -22,12 +22,20 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let toolchain = setup::ensure(false)?;
     println!("demo: building (a few minutes the first time)");
-    shell::run(shell::cargo(&toolchain).args(["build", "--release", "--package", "tracer-agent", "--package", "workloads"]))?;
+    shell::run(shell::cargo(&toolchain).args([
+        "build",
+        "--release",
+        "--package",
+        "tracer-agent",
+        "--package",
+        "workloads",
+    ]))?;
     if !shell::is_root() {
         println!("demo: sudo is used to load the probes");
     }
     let programs = shell::target().join("release");
-    let (backend, backend_port) = Service::start(Command::new(programs.join("demo-backend")).arg("0"), "backend")?;
+    let (backend, backend_port) =
+        Service::start(Command::new(programs.join("demo-backend")).arg("0"), "backend")?;
     let (frontend, frontend_port) = Service::start(
         Command::new(programs.join("demo-frontend")).args(["0", &format!("127.0.0.1:{backend_port}")]),
         "frontend",

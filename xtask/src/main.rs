@@ -25,7 +25,17 @@ enum Task {
     Test(test::Arguments),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> std::process::ExitCode {
+    match run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     // The tasks work on the checkout, from whichever folder of it they are called.
     std::env::set_current_dir(shell::root())?;
     match Arguments::parse().task {

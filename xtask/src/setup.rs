@@ -59,18 +59,17 @@ fn install_rust() -> Result<Toolchain> {
     let channel = shell::channel()?;
     if works("rustup", &["--version"]) {
         let has = |tool: &str| works("rustup", &["run", &channel, tool, "--version"]);
-        let source = output("rustup", &["run", &channel, "rustc", "--print", "sysroot"])
-            .is_some_and(|sysroot| std::path::Path::new(&sysroot).join("lib/rustlib/src/rust/library").exists());
+        let source =
+            output("rustup", &["run", &channel, "rustc", "--print", "sysroot"]).is_some_and(|sysroot| {
+                std::path::Path::new(&sysroot).join("lib/rustlib/src/rust/library").exists()
+            });
         if !(has("cargo") && has("cargo-clippy") && has("rustfmt") && source) {
             println!("setup: Rust {channel} by rustup, for the probes");
-            execute(Command::new("rustup").args(["toolchain", "install", &channel, "--profile", "minimal"]).args([
-                "--component",
-                "rust-src",
-                "--component",
-                "clippy",
-                "--component",
-                "rustfmt",
-            ]))?;
+            execute(
+                Command::new("rustup")
+                    .args(["toolchain", "install", &channel, "--profile", "minimal"])
+                    .args(["--component", "rust-src", "--component", "clippy", "--component", "rustfmt"]),
+            )?;
         }
         return Ok(Toolchain::Rustup(channel));
     }
@@ -87,28 +86,47 @@ fn install_linker(toolchain: &Toolchain) -> Result<()> {
     println!("setup: bpf-linker {LINKER}, the linker of the probes (a few minutes)");
     install_packages(&LLVM_PACKAGES)?;
     let prefix = format!("/usr/lib/llvm-{LLVM}");
-    execute(shell::cargo(toolchain)
-        .env("LLVM_PREFIX", &prefix)
-        .env("LLVM_SYS_221_PREFIX", &prefix)
-        .env("RUSTFLAGS", format!("-L{prefix}/lib"))
-        .args(["install", "bpf-linker", "--locked", "--version", &format!("^{LINKER}")])
-        .args(["--no-default-features", "--features", &format!("llvm-{LLVM}")]))
+    execute(
+        shell::cargo(toolchain)
+            .env("LLVM_PREFIX", &prefix)
+            .env("LLVM_SYS_221_PREFIX", &prefix)
+            .env("RUSTFLAGS", format!("-L{prefix}/lib"))
+            .args(["install", "bpf-linker", "--locked", "--version", &format!("^{LINKER}")])
+            .args(["--no-default-features", "--features", &format!("llvm-{LLVM}")]),
+    )
 }
 
 fn install_test_programs() -> Result<()> {
     let missing: Vec<&str> = TEST_PROGRAMS
         .iter()
-        .filter(|(program, _)| output("sh", &["-c", &format!("PATH=$PATH:/usr/sbin command -v {program}")]).is_none())
+        .filter(|(program, _)| {
+            output("sh", &["-c", &format!("PATH=$PATH:/usr/sbin command -v {program}")]).is_none()
+        })
         .map(|(_, package)| *package)
         .collect();
     install_packages(&missing)?;
-    if !works("python3", &["-c", "import requests"]) {
-        println!("setup: Python's requests");
-        if !works("python3", &["-m", "pip", "install", "--quiet", "requests"]) {
-            install_packages(&["python3-requests"])?;
-        }
+    install_python_packages()
+}
+
+/// Into an environment of their own, in cargo's folder: a client, and a collector.
+fn install_python_packages() -> Result<()> {
+    let folder = python();
+    let python = folder.join("bin/python3").display().to_string();
+    if works(&python, &["-c", "import requests, rotel"]) {
+        return Ok(());
     }
-    Ok(())
+    println!("setup: Python's requests, and rotel, a collector, for the tests");
+    let path = folder.display().to_string();
+    if !works("python3", &["-m", "venv", &path]) {
+        install_packages(&["python3-venv"])?;
+        execute(Command::new("python3").args(["-m", "venv", &path]))?;
+    }
+    execute(Command::new(&python).args(["-m", "pip", "install", "--quiet", "requests", "rotel"]))
+}
+
+/// Where the tests' Python is.
+pub(crate) fn python() -> std::path::PathBuf {
+    shell::target().join("python")
 }
 
 fn install_deny(toolchain: &Toolchain) -> Result<()> {
@@ -116,7 +134,13 @@ fn install_deny(toolchain: &Toolchain) -> Result<()> {
         return Ok(());
     }
     println!("setup: cargo-deny, which checks licences and sources (a few minutes)");
-    execute(shell::cargo(toolchain).args(["install", "cargo-deny", "--locked", "--version", &format!("^{DENY}")]))
+    execute(shell::cargo(toolchain).args([
+        "install",
+        "cargo-deny",
+        "--locked",
+        "--version",
+        &format!("^{DENY}"),
+    ]))
 }
 
 /// With apt, as root; what is installed already is left alone.
@@ -141,9 +165,9 @@ fn install_packages(packages: &[&str]) -> Result<()> {
         command
     };
     execute(&mut apt(&["update"]))?;
-    execute(apt(&["install", "-y", "--no-install-recommends"])
-        .args(missing)
-        .stdout(std::process::Stdio::null()))
+    execute(
+        apt(&["install", "-y", "--no-install-recommends"]).args(missing).stdout(std::process::Stdio::null()),
+    )
 }
 
 fn is_installed(package: &str) -> bool {

@@ -47,7 +47,9 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
     }
     let mut command = Command::new("sudo");
     // What the tests and the demo are told by the environment stays.
-    command.args(["--preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,RUSTUP_TOOLCHAIN,CI,TRACER_BIN,INSTA_UPDATE"]);
+    command.args([
+        "--preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,RUSTUP_TOOLCHAIN,CI,TRACER_BIN,TRACER_PYTHON",
+    ]);
     command.arg(program);
     command
 }

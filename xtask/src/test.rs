@@ -65,7 +65,14 @@ fn format(toolchain: &Toolchain) -> Result<()> {
 }
 
 fn lint(toolchain: &Toolchain) -> Result<()> {
-    shell::run(shell::cargo(toolchain).args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-Dwarnings"]))?;
+    shell::run(shell::cargo(toolchain).args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-Dwarnings",
+    ]))?;
     shell::run(shell::cargo(toolchain).args([
         "clippy",
         "--package",
@@ -100,15 +107,26 @@ fn deny(toolchain: &Toolchain) -> Result<()> {
 /// The core is a function of records: nothing in it can touch a kernel or wait.
 fn core(toolchain: &Toolchain) -> Result<()> {
     let output = shell::cargo(toolchain)
-        .args(["tree", "--package", "tracer-agent", "--no-default-features", "--edges", "normal", "--prefix", "none"])
+        .args([
+            "tree",
+            "--package",
+            "tracer-agent",
+            "--no-default-features",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+        ])
         .output()?;
     let tree = String::from_utf8(output.stdout)?;
     if !output.status.success() || !tree.starts_with("tracer-agent") {
         bail!("cargo tree failed: {}", String::from_utf8_lossy(&output.stderr));
     }
     let banned = ["aya", "tokio", "rustix", "nix", "libc"];
-    let found: Vec<&str> =
-        tree.lines().filter(|line| line.split(' ').next().is_some_and(|name| banned.contains(&name))).collect();
+    let found: Vec<&str> = tree
+        .lines()
+        .filter(|line| line.split(' ').next().is_some_and(|name| banned.contains(&name)))
+        .collect();
     if !found.is_empty() {
         bail!("the core depends on {}", found.join(", "));
     }
@@ -117,7 +135,13 @@ fn core(toolchain: &Toolchain) -> Result<()> {
 }
 
 fn unit(toolchain: &Toolchain) -> Result<()> {
-    shell::run(shell::cargo(toolchain).args(["test", "--workspace", "--locked", "--exclude", "tracer-tests"]))?;
+    shell::run(shell::cargo(toolchain).args([
+        "test",
+        "--workspace",
+        "--locked",
+        "--exclude",
+        "tracer-tests",
+    ]))?;
     shell::run(shell::cargo(toolchain).args([
         "test",
         "--package",
@@ -134,9 +158,26 @@ fn unit(toolchain: &Toolchain) -> Result<()> {
 /// The tests are built as whoever calls, and run as root: one after the other, since each has its own
 /// probes and its own load on two cores.
 fn live(toolchain: &Toolchain) -> Result<()> {
-    shell::run(shell::cargo(toolchain).args(["build", "--release", "--locked", "--package", "tracer-agent", "--package", "workloads"]))?;
+    shell::run(shell::cargo(toolchain).args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "tracer-agent",
+        "--package",
+        "workloads",
+    ]))?;
     let built = shell::cargo(toolchain)
-        .args(["test", "--package", "tracer-tests", "--locked", "--test", "live", "--no-run", "--message-format=json"])
+        .args([
+            "test",
+            "--package",
+            "tracer-tests",
+            "--locked",
+            "--test",
+            "live",
+            "--no-run",
+            "--message-format=json",
+        ])
         .stderr(Stdio::inherit())
         .output()?;
     if !built.status.success() {
@@ -148,7 +189,12 @@ fn live(toolchain: &Toolchain) -> Result<()> {
     }
     let programs = shell::target().join("release").canonicalize()?;
     let mut command = if shell::is_root() { Command::new(&program) } else { shell::as_root(&program) };
-    shell::run(command.arg("--test-threads=1").env("TRACER_BIN", programs))
+    shell::run(
+        command
+            .arg("--test-threads=1")
+            .env("TRACER_BIN", programs)
+            .env("TRACER_PYTHON", setup::python().canonicalize()?),
+    )
 }
 
 /// The executable in cargo's messages: one JSON object a line.

@@ -90,24 +90,27 @@ impl Output {
     /// The flag wins over the environment, the variable for traces over the one for all signals.
     pub(crate) fn sender(&self) -> Result<Option<Sender>, Failure> {
         let variable = |name: &str| {
-            std::env::var_os(name).and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty())
+            std::env::var_os(name)
+                .and_then(|value| value.into_string().ok())
+                .filter(|value| !value.is_empty())
         };
-        let first = |suffix: &str| {
-            variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{suffix}"))
-                .or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{suffix}")))
-        };
-        let Some(url) = self.otlp.clone().or_else(|| first("ENDPOINT")) else { return Ok(None) };
-        let protocol = match (self.otlp_protocol, first("PROTOCOL").as_deref()) {
+        let all = |suffix: &str| variable(&format!("OTEL_EXPORTER_OTLP_{suffix}"));
+        let traces = |suffix: &str| variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{suffix}"));
+        let exact = self.otlp.is_none() && traces("ENDPOINT").is_some();
+        let url = self.otlp.clone().or_else(|| traces("ENDPOINT")).or_else(|| all("ENDPOINT"));
+        let Some(url) = url else { return Ok(None) };
+        let protocol = match (self.otlp_protocol, traces("PROTOCOL").or_else(|| all("PROTOCOL")).as_deref()) {
             (Some(protocol), _) => Some(protocol),
             (None, Some("grpc")) => Some(Protocol::Grpc),
             (None, Some("http/protobuf")) => Some(Protocol::Http),
             (None, None) => None,
             (None, Some(other)) => {
-                let error = anyhow!("OTEL_EXPORTER_OTLP_PROTOCOL: `{other}` is neither grpc nor http/protobuf");
+                let error =
+                    anyhow!("OTEL_EXPORTER_OTLP_PROTOCOL: `{other}` is neither grpc nor http/protobuf");
                 return Err(Failure::new(Exit::Usage, error));
             }
         };
-        let endpoint = Endpoint::new(&url, protocol).or_exit(Exit::Usage)?;
+        let endpoint = Endpoint::new(&url, protocol, exact).or_exit(Exit::Usage)?;
         Ok(Some(Sender::start(endpoint)?))
     }
 }
@@ -137,7 +140,9 @@ pub(crate) fn run(
     }
     let ring = ring_size(bounds.ring)?;
     let limits = Limits {
-        memory: bounds.memory.map_or(Limits::default().memory, |memory| memory.try_into().unwrap_or(usize::MAX)),
+        memory: bounds
+            .memory
+            .map_or(Limits::default().memory, |memory| memory.try_into().unwrap_or(usize::MAX)),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -10,13 +10,15 @@ use super::{
 };
 
 #[derive(Args, Debug)]
-#[command(after_help = "The file holds the bytes that the traced processes sent and received, as far as they were
+#[command(
+    after_help = "The file holds the bytes that the traced processes sent and received, as far as they were
 copied: it is readable for its owner alone.
 
 Examples:
   tracer record --pid 4711 --out slow.capture --for 30s
   tracer record --out test.capture --output none -- ./run-tests
-  tracer replay slow.capture --output json")]
+  tracer replay slow.capture --output json"
+)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     selection: Selection,

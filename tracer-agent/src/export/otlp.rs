@@ -21,9 +21,9 @@ const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
 pub fn request(spans: &[Span]) -> ExportTraceServiceRequest {
     let mut groups: Vec<(Arc<Resource>, Vec<WireSpan>)> = Vec::new();
     for span in spans {
-        let group = groups.iter_mut().find(|(resource, _)| {
-            Arc::ptr_eq(resource, &span.resource) || **resource == *span.resource
-        });
+        let group = groups
+            .iter_mut()
+            .find(|(resource, _)| Arc::ptr_eq(resource, &span.resource) || **resource == *span.resource);
         match group {
             Some((_, spans)) => spans.push(wire(span)),
             None => groups.push((span.resource.clone(), vec![wire(span)])),

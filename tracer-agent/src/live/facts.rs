@@ -78,10 +78,7 @@ pub fn listening(process: u32, now: u64) -> Vec<Vec<u8>> {
             }
         }
     }
-    ports
-        .into_iter()
-        .map(|port| own::fact(now, process, FactKey::ListeningPort, &port.to_string()))
-        .collect()
+    ports.into_iter().map(|port| own::fact(now, process, FactKey::ListeningPort, &port.to_string())).collect()
 }
 
 /// Records of what is known of the machine.

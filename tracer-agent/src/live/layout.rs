@@ -39,8 +39,9 @@ const MEMBERS: &[(&str, &str, &str)] = &[
 
 /// Globals of the probes with their values.
 pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
-    let bytes = std::fs::read(Path::new(BTF))
-        .with_context(|| format!("this kernel gives no type information ({BTF}); CONFIG_DEBUG_INFO_BTF is needed"))?;
+    let bytes = std::fs::read(Path::new(BTF)).with_context(|| {
+        format!("this kernel gives no type information ({BTF}); CONFIG_DEBUG_INFO_BTF is needed")
+    })?;
     let types = Types::parse(&bytes)?;
     MEMBERS
         .iter()

@@ -46,14 +46,15 @@ pub enum Protocol {
 
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    pub url: String,
-    pub protocol: Protocol,
+    url: String,
+    protocol: Protocol,
 }
 
 impl Endpoint {
-    /// `url` is the base that the flag and the environment name. Without a protocol the port tells,
-    /// as far as it is one of the two that OTLP has.
-    pub fn new(url: &str, protocol: Option<Protocol>) -> Result<Self> {
+    /// `url` is the base that spans, metrics and logs have in common, or with `exact` (as the variable
+    /// for traces has it) that of the spans. Without a protocol the port tells, as far as it is one of
+    /// the two that OTLP has.
+    pub fn new(url: &str, protocol: Option<Protocol>, exact: bool) -> Result<Self> {
         let parsed = reqwest::Url::parse(url).with_context(|| format!("`{url}` is not a URL"))?;
         if parsed.scheme() == "https" {
             bail!("`{url}`: TLS is not supported yet, name an endpoint with http://");
@@ -65,7 +66,13 @@ impl Endpoint {
             Some(4317) => Protocol::Grpc,
             _ => Protocol::Http,
         });
-        Ok(Self { url: url.trim_end_matches('/').to_owned(), protocol })
+        let base = url.trim_end_matches('/');
+        let url = match protocol {
+            Protocol::Http if !exact => format!("{base}/v1/traces"),
+            Protocol::Http => url.to_owned(),
+            Protocol::Grpc => base.to_owned(),
+        };
+        Ok(Self { url, protocol })
     }
 }
 
@@ -95,10 +102,15 @@ impl Sender {
         let url = endpoint.url.clone();
         let transport = Transport::new(&endpoint)?;
         let theirs = counts.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new()
             .name("send".into())
-            .spawn(move || runtime.block_on(run(spans, transport, &theirs)))
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                match runtime {
+                    Ok(runtime) => runtime.block_on(async { run(spans, transport.open(), &theirs).await }),
+                    Err(error) => tracing::error!("nothing can be sent: {error}"),
+                }
+            })
             .context("no thread can be started")?;
         Ok(Self { queue: Some(queue), thread, counts, url })
     }
@@ -125,7 +137,8 @@ impl Sender {
         while !self.thread.is_finished() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let late = if self.thread.is_finished() { String::new() } else { format!(", about {queued} not in time") };
+        let late =
+            if self.thread.is_finished() { String::new() } else { format!(", about {queued} not in time") };
         let count = |count: &AtomicU64| count.load(Relaxed);
         format!(
             "otlp: {}: {} spans sent, {} dropped (queue full), {} failed, {} rejected{late}",
@@ -138,7 +151,7 @@ impl Sender {
     }
 }
 
-async fn run(mut spans: mpsc::Receiver<Span>, mut transport: Transport, counts: &Counts) {
+async fn run(mut spans: mpsc::Receiver<Span>, mut route: Route, counts: &Counts) {
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         let Some(first) = spans.recv().await else { return };
@@ -150,18 +163,18 @@ async fn run(mut spans: mpsc::Receiver<Span>, mut transport: Transport, counts: 
                 Ok(None) | Err(_) => break,
             }
         }
-        deliver(&mut transport, &batch, counts, &spans).await;
+        deliver(&mut route, &batch, counts, &spans).await;
         batch.clear();
     }
 }
 
 /// Sends a batch, again and again while that makes sense and the queue is open.
-async fn deliver(transport: &mut Transport, batch: &[Span], counts: &Counts, spans: &mpsc::Receiver<Span>) {
+async fn deliver(route: &mut Route, batch: &[Span], counts: &Counts, spans: &mpsc::Receiver<Span>) {
     let request = otlp::request(batch);
     let amount = batch.len() as u64;
     let mut pause = RETRY_FIRST;
     loop {
-        let answer = tokio::time::timeout(REQUEST_TIMEOUT, transport.export(&request)).await;
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, route.export(&request)).await;
         match answer.unwrap_or_else(|_| Answer::Again("no answer in time".to_owned())) {
             Answer::Taken { rejected } => {
                 let rejected = (rejected.max(0) as u64).min(amount);
@@ -202,30 +215,41 @@ fn taken(response: ExportTraceServiceResponse) -> Answer {
     Answer::Taken { rejected: partial.rejected_spans }
 }
 
+/// A way to a collector that is not taken yet.
 enum Transport {
-    Grpc(TraceServiceClient<Channel>),
+    Grpc(Box<tonic::transport::Endpoint>),
     Http { client: reqwest::Client, url: String },
 }
 
 impl Transport {
     fn new(endpoint: &Endpoint) -> Result<Self> {
         match endpoint.protocol {
-            Protocol::Grpc => {
-                // A channel wants a runtime to be there, but does nothing before its first request.
-                let channel = tonic::transport::Endpoint::from_shared(endpoint.url.clone())
-                    .and_then(|endpoint| endpoint.user_agent(USER_AGENT))
-                    .map_err(|error| anyhow!("`{}`: {error}", endpoint.url))?;
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                let _guard = runtime.enter();
-                Ok(Self::Grpc(TraceServiceClient::new(channel.connect_lazy())))
-            }
+            Protocol::Grpc => tonic::transport::Endpoint::from_shared(endpoint.url.clone())
+                .and_then(|endpoint| endpoint.user_agent(USER_AGENT))
+                .map(|endpoint| Self::Grpc(Box::new(endpoint)))
+                .map_err(|error| anyhow!("`{}`: {error}", endpoint.url)),
             Protocol::Http => {
                 let client = reqwest::Client::builder().user_agent(USER_AGENT).no_proxy().build()?;
-                Ok(Self::Http { client, url: format!("{}/v1/traces", endpoint.url) })
+                Ok(Self::Http { client, url: endpoint.url.clone() })
             }
         }
     }
 
+    /// In the runtime that will send: connections are made with the first request.
+    fn open(self) -> Route {
+        match self {
+            Self::Grpc(endpoint) => Route::Grpc(TraceServiceClient::new(endpoint.connect_lazy())),
+            Self::Http { client, url } => Route::Http { client, url },
+        }
+    }
+}
+
+enum Route {
+    Grpc(TraceServiceClient<Channel>),
+    Http { client: reqwest::Client, url: String },
+}
+
+impl Route {
     async fn export(&mut self, request: &ExportTraceServiceRequest) -> Answer {
         match self {
             Self::Grpc(client) => match client.export(request.clone()).await {

@@ -96,7 +96,8 @@ impl Session {
         // A child that is forked while this goes on is followed by the probes, if its parent was
         // chosen by then; else the next look finds it.
         loop {
-            let found: BTreeSet<u32> = discover::with_descendants(roots)?.difference(&chosen).copied().collect();
+            let found: BTreeSet<u32> =
+                discover::with_descendants(roots)?.difference(&chosen).copied().collect();
             if found.is_empty() {
                 return Ok(chosen);
             }

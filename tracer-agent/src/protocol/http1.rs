@@ -122,7 +122,13 @@ impl Session for Dialogue {
 }
 
 impl Dialogue {
-    fn read_head(&mut self, side: Side, searched: usize, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+    fn read_head(
+        &mut self,
+        side: Side,
+        searched: usize,
+        input: &Input<'_>,
+        events: &mut Vec<Event>,
+    ) -> Progress {
         let blank = head::blank_lines(input.bytes);
         if blank > 0 {
             self.sides[side.index()].state = State::Head { searched: 0 };
@@ -388,7 +394,14 @@ impl Reader {
     }
 
     /// After a head: the content follows.
-    fn begin(&mut self, side: Side, exchange: Option<u64>, framing: Framing, at: u64, events: &mut Vec<Event>) {
+    fn begin(
+        &mut self,
+        side: Side,
+        exchange: Option<u64>,
+        framing: Framing,
+        at: u64,
+        events: &mut Vec<Event>,
+    ) {
         self.exchange = exchange;
         self.content = 0;
         match Body::new(framing) {

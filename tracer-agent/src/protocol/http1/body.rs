@@ -17,7 +17,9 @@ pub(super) enum Body {
 #[derive(Debug)]
 pub(super) enum Chunk {
     Size,
-    Content { left: u64 },
+    Content {
+        left: u64,
+    },
     /// The line break after the content.
     Break,
     Trailers,
@@ -25,7 +27,11 @@ pub(super) enum Chunk {
 
 pub(super) enum Piece {
     Content(usize),
-    Framing { length: usize, trailers: bool, end: bool },
+    Framing {
+        length: usize,
+        trailers: bool,
+        end: bool,
+    },
     /// A line that is not whole yet.
     Unfinished,
     Malformed,

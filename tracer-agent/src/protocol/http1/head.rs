@@ -94,7 +94,11 @@ pub(super) fn detect_request(bytes: &[u8]) -> Verdict {
         None => return Verdict::Unsure,
     };
     let line = line.strip_suffix(b"\r").unwrap_or(line);
-    match line.strip_suffix(b"0").or_else(|| line.strip_suffix(b"1")).and_then(|l| l.strip_suffix(b" HTTP/1.")) {
+    match line
+        .strip_suffix(b"0")
+        .or_else(|| line.strip_suffix(b"1"))
+        .and_then(|l| l.strip_suffix(b" HTTP/1."))
+    {
         Some(target) if !target.is_empty() && !target.iter().any(|byte| is_control(*byte)) => Verdict::Yes,
         _ => Verdict::No,
     }
@@ -119,7 +123,9 @@ pub(super) fn detect_response(bytes: &[u8]) -> Verdict {
         return if bytes == b"\r" { Verdict::Unsure } else { Verdict::No };
     }
     match &bytes[same..] {
-        [b'0' | b'1', b' ', a, b, c, ..] if [a, b, c].iter().all(|byte| byte.is_ascii_digit()) => Verdict::Yes,
+        [b'0' | b'1', b' ', a, b, c, ..] if [a, b, c].iter().all(|byte| byte.is_ascii_digit()) => {
+            Verdict::Yes
+        }
         rest if rest.len() >= 5 => Verdict::No,
         _ => Verdict::Unsure,
     }
