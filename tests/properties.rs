@@ -3,7 +3,7 @@
 use proptest::{collection::vec, prelude::*, sample::Index};
 use tracer_agent::{pipeline::Limits, protocol::PROTOCOLS, stats::Bucket};
 use tracer_common::connection::{Direction, Role};
-use tracer_tests::dialogue::{Dialogue, Outcome, Segment, exchange, run, samples};
+use tracer_tests::dialogue::{Dialogue, Outcome, Segment, ended, exchange, run, samples};
 
 fn dialogues() -> Vec<Dialogue> {
     PROTOCOLS.iter().flat_map(|protocol| samples(protocol.name())).collect()
@@ -12,7 +12,7 @@ fn dialogues() -> Vec<Dialogue> {
 fn play(dialogue: &Dialogue, segments: &[Segment]) -> Outcome {
     let mut records = vec![dialogue.opened()];
     records.extend(segments.iter().map(Segment::record));
-    records.push(dialogue.closed(900_000_000));
+    records.extend(dialogue.over(900_000_000));
     let outcome = run(&records, Limits::default());
     outcome.assert_ledger_sums();
     outcome
@@ -55,7 +55,7 @@ fn a_client_sees_the_same_exchanges_as_its_server() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn cut_anywhere(which in any::<Index>(), sizes in vec(1usize..40, 1..40)) {
@@ -138,7 +138,7 @@ proptest! {
         records.extend(segments.iter().enumerate().map(|(index, segment)| {
             if index == short { segment.record_of(keep.min(segment.bytes.len())) } else { segment.record() }
         }));
-        records.push(dialogue.closed(900_000_000));
+        records.extend(dialogue.over(900_000_000));
         let outcome = run(&records, Limits::default());
         outcome.assert_ledger_sums();
         for line in outcome.exchanges() {
@@ -240,4 +240,24 @@ fn a_long_head_in_small_pieces_is_whole() {
         );
         assert_eq!(play(&dialogue, &dialogue.segments(|_| 1)).spans.len(), 1);
     }
+}
+
+/// Content whose end only the end of the connection tells is whole if that came in order.
+#[test]
+fn until_close_needs_an_end_in_order() {
+    let dialogue = dialogues().into_iter().find(|dialogue| dialogue.name.contains("until close")).unwrap();
+    let mut records = vec![dialogue.opened()];
+    records.extend(dialogue.segments(|left| left).iter().map(Segment::record));
+    let outcome = |end: Vec<Vec<u8>>| {
+        let mut all = records.clone();
+        all.extend(end);
+        let spans = run(&all, Limits::default()).exchanges();
+        assert_eq!(spans.len(), 1);
+        spans[0].clone()
+    };
+    assert!(!outcome(dialogue.over(5_000)).contains("tracer.outcome"));
+    let left = outcome(vec![ended(5_000, -104), dialogue.closed(5_001)]);
+    assert!(left.contains(r#""tracer.outcome":"aborted""#), "{left}");
+    let closed = outcome(vec![dialogue.closed(5_001)]);
+    assert!(closed.contains(r#""tracer.outcome":"connection_closed""#), "{closed}");
 }

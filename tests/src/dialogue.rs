@@ -7,7 +7,7 @@ use tracer_agent::{
 };
 use tracer_common::{
     connection::{AF_INET, Direction, Role},
-    record::{Closed, Data, Ended, Header, Opened, kind},
+    record::{Closed, Data, Ended, Header, Opened, Shut, kind},
 };
 
 pub const PROCESS: u32 = 4711;
@@ -85,6 +85,15 @@ impl Dialogue {
         encode(kind::OPENED, 1_000, PROCESS, &opened, &[])
     }
 
+    /// The server has ended it, in order.
+    pub fn over(&self, time: u64) -> Vec<Vec<u8>> {
+        let end = match self.role {
+            Role::Client => ended(time, 0),
+            _ => shut(time),
+        };
+        vec![end, self.closed(time + 1)]
+    }
+
     pub fn closed(&self, time: u64) -> Vec<u8> {
         let mut positions = [0; 2];
         for (direction, bytes) in &self.turns {
@@ -97,6 +106,12 @@ impl Dialogue {
 pub fn closed(time: u64, positions: [u64; 2]) -> Vec<u8> {
     let closed = Closed { cookie: COOKIE, positions, bases: BASES, ..Default::default() };
     encode(kind::CLOSED, time, 0, &closed, &[])
+}
+
+/// This side ended the connection in order.
+pub fn shut(time: u64) -> Vec<u8> {
+    let shut = Shut { cookie: COOKIE, direction: Direction::Sent as u8, ..Default::default() };
+    encode(kind::SHUT, time, PROCESS, &shut, &[])
 }
 
 /// The peer ended its side, or reset the connection.

@@ -32,6 +32,7 @@ pub enum Record<'a> {
     Data(wire::Data, &'a [u8]),
     Ended(wire::Ended),
     Closed(wire::Closed),
+    Shut(wire::Shut),
     Seed([u8; 32]),
     Clock { offset: i64 },
     Tick { now: u64 },
@@ -81,6 +82,7 @@ impl<'a> Record<'a> {
             }
             kind::ENDED => Record::Ended(fields(bytes)?.0),
             kind::CLOSED => Record::Closed(fields(bytes)?.0),
+            kind::SHUT => Record::Shut(fields(bytes)?.0),
             kind::SEED => Record::Seed(fields::<wire::Seed>(bytes)?.0.seed),
             kind::CLOCK => Record::Clock { offset: fields::<wire::Clock>(bytes)?.0.offset },
             kind::TICK => Record::Tick { now: header.time },

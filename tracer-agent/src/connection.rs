@@ -67,11 +67,28 @@ pub struct Connection {
     bases: [Option<u32>; 2],
     pub last_time: u64,
     pub process: u32,
+    /// Which side was the first to end it.
+    pub first_end: Option<FirstEnd>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirstEnd {
+    /// The direction of what that side sends.
+    pub side: Direction,
+    pub reset: bool,
+    pub time: u64,
 }
 
 impl Connection {
     pub fn new() -> Self {
-        Self { ends: None, streams: Default::default(), bases: [None; 2], last_time: 0, process: 0 }
+        Self {
+            ends: None,
+            streams: Default::default(),
+            bases: [None; 2],
+            last_time: 0,
+            process: 0,
+            first_end: None,
+        }
     }
 
     pub fn open(&mut self, opened: &Opened) {
@@ -103,6 +120,12 @@ impl Connection {
         let low = (position as u32).wrapping_add(theirs).wrapping_sub(ours);
         let shift = low.wrapping_sub(position as u32) as i32;
         position.saturating_add_signed(shift.into())
+    }
+
+    /// A side has ended the connection; the first counts. A reset tells more than the end before it.
+    pub fn end(&mut self, side: Direction, reset: bool, time: u64) {
+        let first = self.first_end.get_or_insert(FirstEnd { side, reset, time });
+        first.reset |= reset && first.side == side;
     }
 
     pub fn held(&self) -> usize {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    connection::stream::{Ending, Marks},
+    connection::stream::Marks,
     protocol::{Attribute, Event, RequestHead, ResponseHead, Side, What},
 };
 
@@ -22,6 +22,8 @@ pub struct Exchange {
     pub request_end: u64,
     pub response_start: Option<u64>,
     pub response_end: Option<u64>,
+    /// When it broke off.
+    pub broken: Option<u64>,
     /// Responses before the last one: when, and what they were.
     pub interim: Vec<(u64, Vec<Attribute>)>,
     /// Content that was seen to move.
@@ -122,33 +124,26 @@ impl Exchanges {
         Some(exchange)
     }
 
-    /// The connection has ended. `asker_left`: the client ended its side first.
-    pub fn finish(&mut self, ending: Ending, asker_left: bool) -> impl Iterator<Item = Exchange> + use<> {
+    /// The connection has ended at `time`, for what is still open with this outcome.
+    pub fn finish(&mut self, outcome: Outcome, time: u64) -> impl Iterator<Item = Exchange> + use<> {
         std::mem::take(&mut self.open).into_values().map(move |progress| {
             let mut exchange = progress.exchange;
-            exchange.outcome = match ending {
-                _ if progress.ended[Side::Response.index()] => {
-                    if exchange.cut[Side::Response.index()] {
-                        Outcome::Hidden
-                    } else {
-                        Outcome::Complete
-                    }
-                }
-                Ending::Reset => Outcome::Reset,
-                _ if asker_left => Outcome::Aborted,
-                _ => Outcome::Closed,
+            let answered = progress.ended[Side::Response.index()];
+            exchange.outcome = match answered {
+                true if exchange.cut[Side::Response.index()] => Outcome::Hidden,
+                true => Outcome::Complete,
+                false => outcome,
             };
+            if !answered && outcome != Outcome::Hidden {
+                exchange.broken = Some(time);
+            }
             exchange
         })
     }
 
-    /// What is known of the exchanges that go on, the oldest first.
-    pub fn open(&self) -> impl Iterator<Item = &Exchange> {
-        self.open.values().map(|progress| &progress.exchange)
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.open.is_empty()
+    /// The exchanges that go on, the oldest first; whether the response is over.
+    pub fn open(&self) -> impl Iterator<Item = (&Exchange, bool)> {
+        self.open.values().map(|progress| (&progress.exchange, progress.ended[Side::Response.index()]))
     }
 
     /// Forgets what is open: the connection is not what it seemed.
@@ -175,6 +170,7 @@ impl Progress {
                 request_end: end,
                 response_start: None,
                 response_end: None,
+                broken: None,
                 interim: Vec::new(),
                 request_content: 0,
                 response_content: 0,

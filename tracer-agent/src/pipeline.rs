@@ -8,7 +8,7 @@ use std::{
 
 use tracer_common::{
     connection::{Direction, Role},
-    record::{Closed, Data, Ended, Opened},
+    record::{Closed, Data, Ended, Opened, Shut},
 };
 
 use crate::{
@@ -56,8 +56,9 @@ pub struct OpenExchange {
     pub kind: Kind,
     /// Nanoseconds since its first byte.
     pub age: u64,
-    /// Whether its response had begun.
+    /// If its response had begun, and whether that was over.
     pub status: Option<String>,
+    pub answered: bool,
     pub peer: Option<String>,
     pub resource: Arc<Resource>,
 }
@@ -129,6 +130,7 @@ impl Pipeline {
             Record::Data(data, payload) => self.handle_data(data, payload),
             Record::Ended(ended) => self.handle_ended(ended),
             Record::Closed(closed) => self.handle_closed(closed),
+            Record::Shut(shut) => self.handle_shut(shut),
             Record::Seed(seed) => self.spans.set_seed(*seed),
             Record::Clock { offset } => self.spans.set_clock(*offset),
             Record::Tick { now } => self.handle_timeout(*now),
@@ -230,8 +232,24 @@ impl Pipeline {
                 return;
             }
             tracked.connection.last_time = ended.header.time;
+            tracked.connection.end(Direction::Received, ending == Ending::Reset, ended.header.time);
             tracked.connection.streams[Direction::Received.index()].finish(ending);
             tracked.advance(run);
+        });
+    }
+
+    fn handle_shut(&mut self, shut: &Shut) {
+        let Some(side) = Direction::from_wire(shut.direction) else { return self.handle_damage() };
+        if !self.connections.contains_key(&shut.cookie) {
+            return;
+        }
+        self.with(shut.cookie, |tracked, run| {
+            tracked.connection.end(side, shut.reset != 0, shut.header.time);
+            if side == Direction::Sent {
+                // Whatever was to be sent was: the end follows it.
+                tracked.connection.streams[side.index()].finish(Ending::Eof);
+                tracked.advance(run);
+            }
         });
     }
 
@@ -246,6 +264,11 @@ impl Pipeline {
         let cookies: Vec<u64> = self.connections.keys().copied().collect();
         for cookie in cookies {
             self.with(cookie, |tracked, run| {
+                if let Some(time) = run.processes.ended(tracked.connection.process) {
+                    // The kernel may take its time with the socket of a process that is gone.
+                    tracked.connection.end(Direction::Sent, false, time);
+                    return tracked.close(None, run);
+                }
                 tracked.give_up_waiting(run);
                 tracked.confirm_by_silence(run);
                 run.report_open(tracked, now);
@@ -354,13 +377,14 @@ impl Run<'_> {
         if !speaking.confirmed {
             return;
         }
-        for exchange in tracked.exchanges.open() {
+        for (exchange, answered) in tracked.exchanges.open() {
             self.open.push(OpenExchange {
                 operation: exchange.request.operation.clone(),
                 target: exchange.request.target.clone(),
                 kind: kind(speaking.requests),
                 age: now.saturating_sub(exchange.request_start),
                 status: exchange.response.as_ref().map(|response| response.status.clone()),
+                answered,
                 peer: tracked.connection.ends.as_ref().map(|ends| ends.peer.to_string()),
                 resource: self.processes.resource(exchange.process),
             });
@@ -476,6 +500,8 @@ impl Tracked {
                     if fresh == [true; 2] {
                         return Detected::Nothing;
                     }
+                    // What it answers was asked before this was seen.
+                    run.ledger.orphans += (answers(bytes) == Verdict::Yes) as u64;
                     let length = (mark.end - at).min(bytes.len() as u64);
                     self.skip(requests.other(), length, run);
                     self.detect_in(requests, run)
@@ -635,11 +661,8 @@ impl Tracked {
             return self.ignore(run, Bucket::Unknown);
         }
         let requests = speaking.requests;
-        for mut exchange in self.exchanges.finish(Ending::Closed, false) {
-            if exchange.outcome != Outcome::Complete {
-                exchange.outcome = Outcome::Hidden;
-                exchange.cut[Side::Response.index()] = true;
-            }
+        for mut exchange in self.exchanges.finish(Outcome::Hidden, self.connection.last_time) {
+            exchange.cut[Side::Response.index()] |= exchange.outcome == Outcome::Hidden;
             run.emit(exchange, &self.connection, requests);
         }
         self.ignore(run, bucket);
@@ -722,8 +745,6 @@ impl Tracked {
             }
             self.advance(run);
         }
-        // By who ended its side first.
-        let peer = self.connection.streams[Direction::Received.index()].ending();
         for stream in &mut self.connection.streams {
             stream.finish(Ending::Closed);
         }
@@ -733,23 +754,32 @@ impl Tracked {
             && speaking.confirmed
         {
             let requests = speaking.requests;
-            let ending = if peer == Some(Ending::Reset) { Ending::Reset } else { Ending::Closed };
-            let asker_left = peer.is_some() == (requests == Direction::Received);
-            // A client that resets has left.
-            let ending = if requests == Direction::Received { Ending::Closed } else { ending };
-            for exchange in self.exchanges.finish(ending, asker_left) {
+            let (outcome, time) = self.broken(requests);
+            for exchange in self.exchanges.finish(outcome, time) {
                 run.emit(exchange, &self.connection, requests);
             }
         }
         self.ignore(run, Bucket::Unparsed);
     }
 
-    /// Bytes that moved last and were not told of. A difference of one is a FIN.
+    /// How exchanges broke off that were not over when the connection was, by who ended it first.
+    fn broken(&self, requests: Direction) -> (Outcome, u64) {
+        match self.connection.first_end {
+            Some(end) if end.side == requests => (Outcome::Aborted, end.time),
+            Some(end) if end.reset => (Outcome::Reset, end.time),
+            Some(end) => (Outcome::Closed, end.time),
+            // Closed here, and the kernel told of no end before.
+            None if requests == Direction::Sent => (Outcome::Aborted, self.connection.last_time),
+            None => (Outcome::Closed, self.connection.last_time),
+        }
+    }
+
+    /// Bytes that moved last and were not told of.
     fn lose_tail(&mut self, direction: Direction, closed: &Closed) {
         let position = self.connection.position(direction, closed.positions[direction.index()], closed.bases);
         let mark = self.blank_mark(position);
         let stream = &mut self.connection.streams[direction.index()];
-        if position > stream.end() + 1 {
+        if position > stream.end() {
             stream.lose_until(position, mark);
         }
     }

@@ -170,7 +170,7 @@ impl Spans {
                 attributes: Vec::new(),
             });
         }
-        let last = exchange.response_end.unwrap_or(0).max(exchange.request_end);
+        let last = exchange.response_end.max(exchange.broken).unwrap_or(0).max(exchange.request_end);
         Span {
             trace,
             id,

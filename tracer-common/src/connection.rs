@@ -65,4 +65,7 @@ pub struct ConnectionState {
     pub announced: u32,
     /// [`Role`] as told in that record.
     pub role: u32,
+    /// By direction, where the last call ended, and the bases that this was counted with.
+    pub positions: [u64; 2],
+    pub bases: [u32; 2],
 }

@@ -15,6 +15,7 @@ pub mod kind {
     pub const DATA: u16 = 5;
     pub const ENDED: u16 = 6;
     pub const CLOSED: u16 = 7;
+    pub const SHUT: u16 = 8;
 
     /// First record of a capture: what the ids are made from.
     pub const SEED: u16 = 32;
@@ -136,13 +137,27 @@ pub struct Ended {
     pub padding: [u8; 3],
 }
 
+/// A side ended the connection, as the kernel's state machine sees it ([`kind::SHUT`]): before a
+/// process learns of it, or without that one ever does. Bytes can still follow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Shut {
+    pub header: Header,
+    pub cookie: u64,
+    /// Which side: [`crate::connection::Direction`] of what it sends.
+    pub direction: u8,
+    /// 1 for a reset.
+    pub reset: u8,
+    pub padding: [u8; 6],
+}
+
 /// The socket is gone ([`kind::CLOSED`]): no record of the connection follows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Closed {
     pub header: Header,
     pub cookie: u64,
-    /// Where each direction ended; a FIN may be counted as one byte.
+    /// By direction, where the last call ended.
     pub positions: [u64; 2],
     pub bases: [u32; 2],
 }
@@ -223,3 +238,4 @@ const _: () = assert!(size_of::<Opened>() == 88);
 const _: () = assert!(size_of::<Data>() == 72);
 const _: () = assert!(size_of::<Ended>() == 64);
 const _: () = assert!(size_of::<Closed>() == 56);
+const _: () = assert!(size_of::<Shut>() == 40);

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use tracer_common::{
     config::Counter,
     connection::{AF_INET6, ConnectionState, Direction, Role},
-    record::{Closed, Data, Ended, Header, Opened, kind, omitted},
+    record::{Closed, Data, Ended, Header, Opened, Shut, kind, omitted},
 };
 
 use crate::{
@@ -33,6 +33,9 @@ const SOCK_DONE: u64 = 1 << 1;
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;
 const TCP_CLOSE_WAIT: u8 = 8;
+const TCP_FIN_WAIT1: i32 = 4;
+const TCP_CLOSE_WAIT_STATE: i32 = TCP_CLOSE_WAIT as i32;
+const TCP_LAST_ACK: i32 = 9;
 
 /// (sock, result, flags): after the bytes were copied.
 #[btf_tracepoint(function = "sock_send_length")]
@@ -48,19 +51,54 @@ pub fn sock_recv_length(context: BtfTracePointContext) -> i32 {
 /// (sock): no call on the socket follows. In any process, also in none.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub fn tcp_destroy_sock(context: BtfTracePointContext) -> i32 {
-    let socket = Typed(context.arg(0));
-    let cookie = cookie(socket);
+    let cookie = cookie(Typed(context.arg(0)));
     // SAFETY: the value is copied at once.
     let Some(state) = (unsafe { CONNECTIONS.get(&cookie) }).copied() else { return 0 };
     let _ = CONNECTIONS.remove(&cookie);
-    let Some(tcp) = Tcp::of(socket) else { return 0 };
-    let positions = tcp.positions(state.role == Role::Client as u32);
+    // What the socket says now is no evidence: a disconnect has moved its numbers on.
     emit::fixed(|record: &mut Closed| {
         *record = Closed {
             header: emit::header::<Closed>(kind::CLOSED),
             cookie,
-            positions: positions.now,
-            bases: positions.bases,
+            positions: state.positions,
+            bases: state.bases,
+        };
+    });
+    0
+}
+
+/// (sock, old, new): which side ended the connection first. In any process, also in none.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn inet_sock_set_state(context: BtfTracePointContext) -> i32 {
+    let new: i32 = context.arg(2);
+    let direction = match new {
+        TCP_FIN_WAIT1 | TCP_LAST_ACK => Direction::Sent,
+        TCP_CLOSE_WAIT_STATE => Direction::Received,
+        _ => return 0,
+    };
+    shut(Typed(context.arg(0)), direction, false)
+}
+
+/// (sock): the peer has reset the connection.
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
+    shut(Typed(context.arg(0)), Direction::Received, true)
+}
+
+#[inline(always)]
+fn shut(socket: Typed, direction: Direction, reset: bool) -> i32 {
+    let cookie = cookie(socket);
+    // SAFETY: only whether there is a value is looked at.
+    if unsafe { CONNECTIONS.get(&cookie) }.is_none() {
+        return 0;
+    }
+    emit::fixed(|record: &mut Shut| {
+        *record = Shut {
+            header: emit::header::<Shut>(kind::SHUT),
+            cookie,
+            direction: direction as u8,
+            reset: reset as u8,
+            padding: [0; 6],
         };
     });
     0
@@ -96,6 +134,7 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
     let cookie = cookie(socket);
     let role = announced(socket, &tcp, cookie);
     let positions = tcp.positions(role == Role::Client as u32);
+    remember(cookie, direction, &positions);
     let (position, opposite) =
         if sent { (positions.now[0], positions.now[1]) } else { (positions.now[1], positions.now[0]) };
     if result <= 0 {
@@ -137,6 +176,22 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
 fn cookie(socket: Typed) -> u64 {
     // SAFETY: the verifier checks that it is a socket.
     unsafe { bpf_get_socket_cookie(socket.0 as *mut _) }
+}
+
+/// Keeps where the call ended, for when the socket is gone.
+#[inline(always)]
+fn remember(cookie: u64, direction: Direction, positions: &Positions) {
+    let Some(state) = CONNECTIONS.get_ptr_mut(&cookie) else { return };
+    // SAFETY: a value of the map; a call at the same time on another CPU writes about the same.
+    unsafe {
+        if matches!(direction, Direction::Sent) {
+            (*state).positions[0] = positions.now[0];
+            (*state).bases[0] = positions.bases[0];
+        } else {
+            (*state).positions[1] = positions.now[1];
+            (*state).bases[1] = positions.bases[1];
+        }
+    }
 }
 
 /// Makes sure that the agent was told of the connection. Returns its role.
@@ -181,7 +236,8 @@ fn announced(socket: Typed, tcp: &Tcp, cookie: u64) -> u32 {
             record.peer_address[..4].copy_from_slice(&peer);
         }
     });
-    let _ = CONNECTIONS.insert(&cookie, &ConnectionState { announced: told as u32, role }, 0);
+    let state = ConnectionState { announced: told as u32, role, ..known };
+    let _ = CONNECTIONS.insert(&cookie, &state, 0);
     role
 }
 

@@ -16,7 +16,7 @@ use tracer_agent::{
     live::{
         discover,
         gate::{Gate, User},
-        load::{RING_DEFAULT, RING_MIN},
+        load::{Probes, RING_DEFAULT, RING_MIN},
         print::{Format, Printer},
         send::{Endpoint, Protocol, Sender},
         session::{Finished, Outputs, Recording, Session, Turn},
@@ -28,6 +28,9 @@ use super::{Exit, Failure, OrExit, parse_duration, parse_size};
 
 /// After a signal everything is written and sent within this time.
 const FLUSH: Duration = Duration::from_millis(4500);
+
+/// How long a command may take to end that is told to.
+const STOP: Duration = Duration::from_secs(2);
 
 #[derive(Args, Debug)]
 pub(crate) struct Selection {
@@ -149,14 +152,17 @@ pub(crate) fn run(
         .build()
         .context("no runtime can be started")?;
     runtime.block_on(async {
-        let outputs = Outputs {
-            printer: output.printer()?,
-            sender: output.sender()?,
-            recording: recording.as_deref().map(Recording::create).transpose().or_exit(Exit::Usage)?,
-        };
         // Before the probes are attached: from here on nothing ends the program without a flush.
         let mut signals = Signals::new()?;
-        let mut session = Session::start(ring, limits, outputs)?;
+        let sender = output.sender()?;
+        let probes = Probes::load(ring)?;
+        // Files are written when nothing stands against it any more.
+        let outputs = Outputs {
+            printer: output.printer()?,
+            sender,
+            recording: recording.as_deref().map(Recording::create).transpose().or_exit(Exit::Usage)?,
+        };
+        let mut session = Session::start(probes, limits, outputs)?;
         session.count = bounds.count;
         let mut command = start(selection, &mut session)?;
         let ended = watch(&mut session, &mut signals, &mut command, bounds.time).await?;
@@ -265,10 +271,10 @@ async fn watch(
                 eprintln!("the traced processes have ended");
                 return Ok(None);
             }
-            Turn::Counted | Turn::Unread => return Ok(stop(command).await),
+            Turn::Counted | Turn::Unread => return Ok(stop(session, command).await?),
         }
         if until.is_some_and(|until| now() >= until) {
-            return Ok(stop(command).await);
+            return Ok(stop(session, command).await?);
         }
         let asked = tokio::select! {
             biased;
@@ -279,20 +285,22 @@ async fn watch(
             None => {}
             // The terminal has sent it to the command too: it may want to end in its own way.
             Some(Asked::Interrupt) if command.is_some() && !interrupted => interrupted = true,
-            Some(_) => return Ok(stop(command).await),
+            Some(_) => return Ok(stop(session, command).await?),
         }
     }
 }
 
-/// Ends the command, if it goes on.
-async fn stop(command: &mut Option<Gate>) -> Ended {
-    let gate = command.as_mut()?;
+/// Ends the command, if it goes on. That it was ended is no failure of its own.
+async fn stop(session: &mut Session, command: &mut Option<Gate>) -> anyhow::Result<Ended> {
+    let Some(gate) = command.as_mut() else { return Ok(None) };
     let process = nix::unistd::Pid::from_raw(gate.process as i32);
     let _ = nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM);
-    match tokio::time::timeout(Duration::from_secs(2), gate.child.wait()).await {
-        Ok(status) => status.ok(),
-        Err(_) => None,
+    let until = now() + STOP;
+    while gate.child.try_wait()?.is_none() && now() < until {
+        session.turn()?;
+        tokio::task::yield_now().await;
     }
+    Ok(None)
 }
 
 fn report(finished: &Finished) {

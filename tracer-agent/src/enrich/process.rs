@@ -29,7 +29,8 @@ struct Process {
     facts: BTreeMap<FactKey, String>,
     listening: BTreeSet<u16>,
     resource: Option<Arc<Resource>>,
-    ended: bool,
+    /// When its last thread ended.
+    ended: Option<u64>,
 }
 
 impl Processes {
@@ -39,7 +40,7 @@ impl Processes {
         match life {
             Life::Forked => {
                 let parent = self.known.get(&wire.parent).cloned().unwrap_or_default();
-                let child = Process { command, resource: None, ended: false, ..parent };
+                let child = Process { command, resource: None, ended: None, ..parent };
                 self.known.insert(id, child);
             }
             Life::Executed => {
@@ -47,11 +48,11 @@ impl Processes {
                 *process = Process { command, ..Process::default() };
             }
             Life::Exited => {
-                self.known.entry(id).or_default().ended = true;
+                self.known.entry(id).or_default().ended = Some(wire.header.time);
                 self.ended.push_back(id);
                 if self.ended.len() > ENDED_MAX
                     && let Some(oldest) = self.ended.pop_front()
-                    && self.known.get(&oldest).is_some_and(|process| process.ended)
+                    && self.known.get(&oldest).is_some_and(|process| process.ended.is_some())
                 {
                     self.known.remove(&oldest);
                 }
@@ -77,6 +78,11 @@ impl Processes {
     /// Whether the process listened on the port when it was found.
     pub fn listens(&self, process: u32, port: u16) -> bool {
         self.known.get(&process).is_some_and(|process| process.listening.contains(&port))
+    }
+
+    /// When the process ended, if it has.
+    pub fn ended(&self, process: u32) -> Option<u64> {
+        self.known.get(&process)?.ended
     }
 
     pub fn resource(&mut self, id: u32) -> Arc<Resource> {

@@ -21,7 +21,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 pub const SUBCOMMAND: &str = "wait-at-gate";
 
 /// Exit status of the helper where the command cannot be run, as shells have it.
-const CANNOT_RUN: i32 = 127;
+const NOT_FOUND: i32 = 127;
+const NOT_EXECUTABLE: i32 = 126;
 
 /// The process that waits, and what lets it go.
 pub struct Gate {
@@ -92,7 +93,7 @@ pub fn wait_and_become(gate: PathBuf, user: Option<&str>, command: &[OsString]) 
         Ok(status) => status,
         Err(error) => {
             eprintln!("tracer: {error:#}");
-            CANNOT_RUN
+            NOT_FOUND
         }
     }
 }
@@ -101,7 +102,7 @@ fn become_command(gate: PathBuf, user: Option<&str>, command: &[OsString]) -> Re
     let mut gate = File::open(gate).context("the tracer is gone")?;
     if gate.read(&mut [0])? == 0 {
         // The tracer ended, and said why.
-        return Ok(CANNOT_RUN);
+        return Ok(NOT_FOUND);
     }
     drop(gate);
     if let Some(user) = user {
@@ -115,5 +116,6 @@ fn become_command(gate: PathBuf, user: Option<&str>, command: &[OsString]) -> Re
     }
     let Some((program, arguments)) = command.split_first() else { bail!("there is no command") };
     let error = Command::new(program).args(arguments).exec();
-    Err(anyhow!("`{}` cannot be run: {error}", program.to_string_lossy()))
+    eprintln!("tracer: `{}` cannot be run: {error}", program.to_string_lossy());
+    Ok(if error.kind() == std::io::ErrorKind::PermissionDenied { NOT_EXECUTABLE } else { NOT_FOUND })
 }

@@ -15,11 +15,13 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tr
 
 /// All are named after the kernel's tracepoint that they are attached to. In this order: who is
 /// chosen is followed before anyone is.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 8] = [
     "sched_process_exit",
     "sched_process_fork",
     "sched_process_exec",
     "tcp_destroy_sock",
+    "tcp_receive_reset",
+    "inet_sock_set_state",
     "sock_send_length",
     "sock_recv_length",
 ];

@@ -65,8 +65,11 @@ pub enum Turn {
 }
 
 impl Session {
-    pub fn start(ring: u32, limits: Limits, outputs: Outputs) -> Result<Self> {
-        let (probes, ring) = Probes::load(ring)?;
+    pub fn start(
+        (probes, ring): (Probes, RingBuf<MapData>),
+        limits: Limits,
+        outputs: Outputs,
+    ) -> Result<Self> {
         let mut session = Self {
             probes,
             ring,

@@ -85,7 +85,7 @@ impl Body {
 
     /// Whether the message is whole if the stream ends here.
     pub(super) fn may_end(&self, ending: Ending) -> bool {
-        matches!(self, Body::UntilClose) && ending != Ending::Reset
+        matches!(self, Body::UntilClose) && ending == Ending::Eof
     }
 }
 

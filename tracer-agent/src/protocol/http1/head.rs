@@ -353,6 +353,8 @@ fn split_authority(authority: &str) -> (Option<&str>, Option<u16>) {
         Some((host, port)) if !port.contains(']') => (host, port.parse().ok()),
         _ => (authority, None),
     };
+    // An IPv6 address stands in brackets there, and without them in an attribute.
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     (Some(host).filter(|host| !host.is_empty()), port)
 }
 
