@@ -1,8 +1,16 @@
 //! Laws that hold for every protocol of the registry.
 
 use proptest::{collection::vec, prelude::*, sample::Index};
-use tracer_agent::{pipeline::Limits, protocol::PROTOCOLS, stats::Bucket};
-use tracer_common::connection::{Direction, Role};
+use tracer_agent::{
+    capture::{MAGIC, Reader, Record, encode, frame, own},
+    pipeline::{Limits, Pipeline},
+    protocol::PROTOCOLS,
+    stats::Bucket,
+};
+use tracer_common::{
+    connection::{Direction, Role},
+    record::{Closed, Data, Ended, Header, Opened, Shut, kind},
+};
 use tracer_tests::dialogue::{Dialogue, Outcome, Segment, ended, exchange, run, samples};
 
 fn dialogues() -> Vec<Dialogue> {
@@ -147,6 +155,43 @@ proptest! {
         }
     }
 
+    /// Records that no kernel would write.
+    #[test]
+    fn any_records_at_all(records in vec((0usize..9, any::<[u64; 4]>(), vec(any::<u8>(), 0..60)), 1..40)) {
+        let mut pipeline = Pipeline::new(Limits { memory: 1 << 20 });
+        for (kind, numbers, payload) in records {
+            let bytes = record(kind, numbers, &payload);
+            if let Ok(record) = Record::parse(&bytes) {
+                pipeline.handle_record(&record);
+            }
+            while pipeline.poll_output().is_some() {}
+        }
+        pipeline.handle_record(&Record::Finished { now: u64::MAX });
+        while pipeline.poll_output().is_some() {}
+        let ledger = pipeline.ledger();
+        prop_assert_eq!(ledger.bytes.sum(), ledger.told);
+    }
+
+    /// A file that is cut or changed anywhere is read up to there, and said to be damaged.
+    #[test]
+    fn damaged_files(at in any::<Index>(), change in 1u8..=255, cut in any::<bool>()) {
+        let dialogue = &dialogues()[0];
+        let mut file = MAGIC.to_vec();
+        for segment in dialogue.segments(|left| left.min(50)) {
+            let record = segment.record();
+            file.extend_from_slice(&frame(&record));
+            file.extend_from_slice(&record);
+        }
+        let whole = Reader::new(&file).unwrap().count();
+        let at = MAGIC.len() + at.index(file.len() - MAGIC.len());
+        if cut { file.truncate(at) } else { file[at] ^= change }
+        let read: Vec<_> = Reader::new(&file).unwrap().take(1000).collect();
+        let good = read.iter().take_while(|record| record.is_ok()).count();
+        prop_assert!(good < whole);
+        // A file that is cut between two records has no damage, and no end either.
+        prop_assert!(read.iter().skip(good).take(1).all(Result::is_err));
+    }
+
     #[test]
     fn any_bytes_at_all(turns in vec((any::<bool>(), vec(any::<u8>(), 1..300)), 1..20), role in 0u8..3) {
         let dialogue = noise(turns, role);
@@ -160,6 +205,59 @@ proptest! {
         let turns = turns.into_iter().map(|(sent, piece)| (sent, PIECES[piece].to_vec())).collect();
         let dialogue = noise(turns, role);
         play(&dialogue, &dialogue.segments(|left| left.min(size)));
+    }
+}
+
+/// Numbers are small or anything, so that they meet and that they overflow.
+fn record(kind: usize, numbers: [u64; 4], payload: &[u8]) -> Vec<u8> {
+    let [a, b, c, d] = numbers.map(|number| if number % 3 == 0 { number } else { number % 64 });
+    let header = Header::default();
+    let cookie = d % 3;
+    match kind {
+        0 => encode(kind::OPENED, a, 1, &Opened { header, cookie, role: b as u8, ..Default::default() }, &[]),
+        1 => encode(
+            kind::CLOSED,
+            a,
+            1,
+            &Closed { header, cookie, positions: [b, c], bases: [a as u32, 0] },
+            &[],
+        ),
+        2 => encode(
+            kind::ENDED,
+            a,
+            1,
+            &Ended { header, cookie, result: -(b as i32 & 1), direction: c as u8 & 1, ..Default::default() },
+            &[],
+        ),
+        3 => encode(
+            kind::SHUT,
+            a,
+            1,
+            &Shut { header, cookie, direction: b as u8 & 1, ..Default::default() },
+            &[],
+        ),
+        4 => own::tick(a),
+        _ => {
+            let data = Data {
+                header,
+                cookie,
+                position: b,
+                opposite: c,
+                length: payload.len() as u32 + (a as u32 & 0xff),
+                captured: payload.len() as u32,
+                bases: [(a as u32) & 3, 0],
+                direction: (a as u8 >> 3) & 1,
+                ..Default::default()
+            };
+            // Some of them speak.
+            let spoken = PIECES[(d % 64) as usize % PIECES.len()];
+            let payload = if d % 2 == 0 && spoken.len() <= payload.len() {
+                [spoken, &payload[spoken.len()..]].concat()
+            } else {
+                payload.to_vec()
+            };
+            encode(kind::DATA, a, 1, &data, &payload)
+        }
     }
 }
 

@@ -36,15 +36,19 @@ fn build(source: &Path) -> Result<(), String> {
     let source = source.canonicalize().map_err(|error| format!("{}: {error}", source.display()))?;
     let root = source.parent().ok_or("the probes' folder has no parent")?.to_owned();
     let (mut cargo, sysroot) = compiler(&source)?;
-    if !runs(Command::new("bpf-linker").arg("--version")) {
-        return Err(format!("the linker for the probes (bpf-linker) is missing: {SET_UP}"));
-    }
     // One folder for all profiles: the probes are the same in each.
     let target_dir = out.ancestors().nth(4).unwrap_or(&out).join("probes");
     let home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| env::home_dir().map(|home| home.join(".cargo")))
         .ok_or("there is no home folder")?;
+    // `cargo install` puts it there, on the path or not.
+    let path =
+        env::join_paths(env::split_paths(&env::var_os("PATH").unwrap_or_default()).chain([home.join("bin")]))
+            .map_err(|error| format!("PATH: {error}"))?;
+    if !runs(Command::new("bpf-linker").arg("--version").env("PATH", &path)) {
+        return Err(format!("the linker for the probes (bpf-linker) is missing: {SET_UP}"));
+    }
     // The same bytes wherever it is built: no path of this machine gets in.
     let flags = [
         format!("--remap-path-prefix={}=/tracer", root.display()),
@@ -65,6 +69,7 @@ fn build(source: &Path) -> Result<(), String> {
     }
     cargo
         .current_dir(&source)
+        .env("PATH", path)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"])

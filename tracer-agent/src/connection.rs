@@ -65,6 +65,8 @@ pub struct Connection {
     /// By direction, the sequence number that positions are counted from. A base of a later record
     /// can differ (the kernel's sums are read while they change): sequence numbers cannot.
     bases: [Option<u32>; 2],
+    /// All records had the same bases, so positions here are those of the kernel.
+    same_bases: bool,
     pub last_time: u64,
     pub process: u32,
     /// Which side was the first to end it.
@@ -85,6 +87,7 @@ impl Connection {
             ends: None,
             streams: Default::default(),
             bases: [None; 2],
+            same_bases: true,
             last_time: 0,
             process: 0,
             first_end: None,
@@ -116,10 +119,16 @@ impl Connection {
     pub fn position(&mut self, direction: Direction, position: u64, bases: [u32; 2]) -> u64 {
         let theirs = bases[direction.index()];
         let ours = *self.bases[direction.index()].get_or_insert(theirs);
+        self.same_bases &= ours == theirs;
         // The sequence number is right; the record's position is near enough for the upper half.
         let low = (position as u32).wrapping_add(theirs).wrapping_sub(ours);
         let shift = low.wrapping_sub(position as u32) as i32;
         position.saturating_add_signed(shift.into())
+    }
+
+    /// Whether a position means the same to the kernel.
+    pub fn positions_are_the_kernels(&self) -> bool {
+        self.same_bases
     }
 
     /// A side has ended the connection; the first counts. A reset tells more than the end before it.

@@ -48,6 +48,23 @@ impl Default for Limits {
     }
 }
 
+/// No stream is as long: a record that says so is damaged.
+const POSITION_MAX: u64 = 1 << 62;
+
+/// Content ahead that is worth a word to the kernel.
+const QUIET_MIN: u64 = 64 * 1024;
+
+/// Words to the kernel that wait for somebody to take them: a replay takes none.
+const QUIET_MAX: usize = 1024;
+
+/// What the kernel need not copy: bytes of this direction that lie before the position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quiet {
+    pub cookie: u64,
+    pub direction: Direction,
+    pub until: u64,
+}
+
 /// An exchange that was not over when the capture ended.
 #[derive(Clone, Debug)]
 pub struct OpenExchange {
@@ -74,6 +91,7 @@ pub struct Pipeline {
     spans: Spans,
     ledger: Ledger,
     output: VecDeque<Span>,
+    quiet: VecDeque<Quiet>,
     open: Vec<OpenExchange>,
     finished: bool,
 }
@@ -90,6 +108,8 @@ struct Tracked {
     wait: Option<(Direction, u64, u64)>,
     /// As last added to the sum.
     held: usize,
+    /// By direction, until where the kernel was told that it need not copy.
+    quiet: [u64; 2],
 }
 
 enum State {
@@ -168,6 +188,11 @@ impl Pipeline {
         self.output.pop_front()
     }
 
+    /// What the probes may leave out from here on. Nothing depends on whether they do.
+    pub fn poll_quiet(&mut self) -> Option<Quiet> {
+        self.quiet.pop_front()
+    }
+
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
@@ -199,8 +224,12 @@ impl Pipeline {
     }
 
     fn handle_data(&mut self, data: &Data, payload: &[u8]) {
-        let Some(direction) = Direction::from_wire(data.direction) else { return self.handle_damage() };
         self.ledger.told += u64::from(data.length);
+        let far = data.position.max(data.opposite) > POSITION_MAX;
+        let Some(direction) = Direction::from_wire(data.direction).filter(|_| !far) else {
+            self.ledger.bytes.add(Bucket::Unparsed, data.length.into());
+            return self.handle_damage();
+        };
         let arrival = Arrival {
             direction,
             position: data.position,
@@ -254,6 +283,9 @@ impl Pipeline {
     }
 
     fn handle_closed(&mut self, closed: &Closed) {
+        if closed.positions.iter().any(|position| *position > POSITION_MAX) {
+            return self.handle_damage();
+        }
         if self.connections.contains_key(&closed.cookie) {
             self.remove(closed.cookie, Some(closed));
         }
@@ -296,6 +328,17 @@ impl Pipeline {
             open: &mut self.open,
         };
         work(tracked, &mut run);
+        for direction in Direction::BOTH {
+            let until = tracked.quiet_until(direction);
+            let told = &mut tracked.quiet[direction.index()];
+            if until > *told {
+                *told = until;
+                self.quiet.push_back(Quiet { cookie, direction, until });
+            }
+        }
+        if self.quiet.len() > QUIET_MAX {
+            self.quiet.pop_front();
+        }
         if tracked.waits_since().is_some() {
             self.waiting.insert(cookie);
         }
@@ -406,6 +449,20 @@ impl Tracked {
             _ => 0,
         };
         CONNECTION_COST + self.connection.held() + self.exchanges.held() + session
+    }
+
+    /// The kernel need not copy what lies before this position; 0 if there is nothing to save.
+    fn quiet_until(&self, direction: Direction) -> u64 {
+        match &self.state {
+            State::Ignored(_) => u64::MAX,
+            State::Speaking(speaking) if self.connection.positions_are_the_kernels() => {
+                let side = if direction == speaking.requests { Side::Request } else { Side::Response };
+                let front = self.connection.streams[direction.index()].front();
+                let ahead = speaking.session.content_ahead(side);
+                if ahead >= QUIET_MIN { front.saturating_add(ahead) } else { 0 }
+            }
+            _ => 0,
+        }
     }
 
     fn waits_since(&self) -> Option<u64> {

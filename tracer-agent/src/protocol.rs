@@ -26,6 +26,10 @@ pub trait Session {
     /// came since, until it answers that it needs more or waits for the other side.
     fn read(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress;
 
+    /// How much follows of this side, after what was read, that need not be seen: content of a known
+    /// length.
+    fn content_ahead(&self, side: Side) -> u64;
+
     /// Bytes of memory that it holds, about.
     fn held(&self) -> usize;
 }

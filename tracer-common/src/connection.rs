@@ -68,4 +68,7 @@ pub struct ConnectionState {
     /// By direction, where the last call ended, and the bases that this was counted with.
     pub positions: [u64; 2],
     pub bases: [u32; 2],
+    /// By direction: calls that end before this position are told by their length alone. The agent
+    /// sets it, for content that it knows the length of and for connections that it cannot read.
+    pub quiet: [u64; 2],
 }

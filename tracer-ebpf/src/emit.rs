@@ -27,6 +27,10 @@ use crate::{
 const GATHER_MAX: u32 = 16128;
 const _: () = assert!(size_of::<Data>() + 2 * GATHER_MAX as usize <= SCRATCH_SIZE);
 
+/// When this part of the ring is full, no more than so many bytes of a call are copied.
+const CROWDED_FRACTION: u64 = 2;
+const CROWDED_MOST: u32 = 512;
+
 /// A sleeping agent is woken when this part of the ring is full, and not more often than this.
 const WAKE_FRACTION: u64 = 8;
 const WAKE_INTERVAL: u64 = 1_000_000;
@@ -59,10 +63,18 @@ pub(crate) fn fixed<T>(fill: impl FnOnce(&mut T)) -> bool {
 /// them; `total` is what the call moved.
 #[inline(always)]
 pub(crate) fn data(first: &Data, buffer: Buffer, total: u32) {
-    match buffer.shape {
-        Shape::Flat => flat(first, buffer.address, total),
-        Shape::Pieces => pieces(first, buffer.address, buffer.count, total),
-        Shape::None => gap(first, 0, total, buffer.omitted),
+    if buffer.shape == Shape::None {
+        return gap(first, 0, total, buffer.omitted);
+    }
+    // With little room left the starts of calls matter more than the rest of them.
+    let told = if total > CROWDED_MOST && crowded() { CROWDED_MOST } else { total };
+    if buffer.shape == Shape::Flat {
+        flat(first, buffer.address, told);
+    } else {
+        pieces(first, buffer.address, buffer.count, told);
+    }
+    if told < total {
+        gap(first, told, total - told, omitted::CROWDED);
     }
 }
 
@@ -263,8 +275,9 @@ fn flush(direction: u32) {
     walk.records += 1;
 }
 
+/// Bytes that no record tells of.
 #[inline(always)]
-fn lost(direction: u8, length: u32) {
+pub(crate) fn lost(direction: u8, length: u32) {
     let counter = if direction == Direction::Sent as u8 { Counter::LostSent } else { Counter::LostReceived };
     count(counter, length as u64);
 }
@@ -286,16 +299,28 @@ fn submit(record: *mut u8) {
     unsafe { bpf_ringbuf_submit(record.cast(), wake()) }
 }
 
-/// The agent polls: it is woken only when it sleeps for longer than the ring has room for.
 #[inline(always)]
-fn wake() -> u64 {
+fn crowded() -> bool {
+    let (waiting, size) = filling();
+    waiting > size / CROWDED_FRACTION
+}
+
+/// Bytes that wait in the ring, and its size.
+#[inline(always)]
+fn filling() -> (u64, u64) {
     // SAFETY: the map is a ring buffer.
-    let (waiting, size) = unsafe {
+    unsafe {
         (
             bpf_ringbuf_query(ring(), BPF_RB_AVAIL_DATA as u64),
             bpf_ringbuf_query(ring(), BPF_RB_RING_SIZE as u64),
         )
-    };
+    }
+}
+
+/// The agent polls: it is woken only when it sleeps for longer than the ring has room for.
+#[inline(always)]
+fn wake() -> u64 {
+    let (waiting, size) = filling();
     if waiting < size / WAKE_FRACTION {
         return BPF_RB_NO_WAKEUP as u64;
     }

@@ -132,9 +132,22 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
         return 0;
     };
     let cookie = cookie(socket);
-    let role = announced(socket, &tcp, cookie);
-    let positions = tcp.positions(role == Role::Client as u32);
-    remember(cookie, direction, &positions);
+    let Some(state) = connection(socket, &tcp, cookie) else {
+        // The map had no room: what moved is counted, and lost.
+        if result > 0 {
+            emit::lost(direction as u8, result as u32);
+        }
+        return 0;
+    };
+    let positions = tcp.positions(state.role == Role::Client as u32);
+    // Kept for when the socket is gone.
+    if sent {
+        state.positions[0] = positions.now[0];
+        state.bases[0] = positions.bases[0];
+    } else {
+        state.positions[1] = positions.now[1];
+        state.bases[1] = positions.bases[1];
+    }
     let (position, opposite) =
         if sent { (positions.now[0], positions.now[1]) } else { (positions.now[1], positions.now[0]) };
     if result <= 0 {
@@ -153,8 +166,14 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
         return 0;
     }
     let call = syscall::current();
-    let discarded = !sent && flags & MSG_TRUNC != 0;
-    let buffer = if discarded { syscall::Buffer::none(omitted::DISCARDED) } else { call.buffer };
+    let quiet = if sent { state.quiet[0] } else { state.quiet[1] };
+    let buffer = if position <= quiet {
+        syscall::Buffer::none(omitted::QUIET)
+    } else if !sent && flags & MSG_TRUNC != 0 {
+        syscall::Buffer::none(omitted::DISCARDED)
+    } else {
+        call.buffer
+    };
     let first = Data {
         header: emit::header::<Data>(kind::DATA),
         cookie,
@@ -178,30 +197,30 @@ fn cookie(socket: Typed) -> u64 {
     unsafe { bpf_get_socket_cookie(socket.0 as *mut _) }
 }
 
-/// Keeps where the call ended, for when the socket is gone.
+/// What is kept of a connection that the agent was told of.
 #[inline(always)]
-fn remember(cookie: u64, direction: Direction, positions: &Positions) {
-    let Some(state) = CONNECTIONS.get_ptr_mut(&cookie) else { return };
-    // SAFETY: a value of the map; a call at the same time on another CPU writes about the same.
-    unsafe {
-        if matches!(direction, Direction::Sent) {
-            (*state).positions[0] = positions.now[0];
-            (*state).bases[0] = positions.bases[0];
-        } else {
-            (*state).positions[1] = positions.now[1];
-            (*state).bases[1] = positions.bases[1];
-        }
+fn connection(socket: Typed, tcp: &Tcp, cookie: u64) -> Option<&'static mut ConnectionState> {
+    if let Some(state) = kept(cookie)
+        && state.announced != 0
+        && state.role != Role::Unknown as u32
+    {
+        return Some(state);
     }
+    announce(socket, tcp, cookie);
+    kept(cookie)
 }
 
-/// Makes sure that the agent was told of the connection. Returns its role.
 #[inline(always)]
-fn announced(socket: Typed, tcp: &Tcp, cookie: u64) -> u32 {
-    // SAFETY: the value is copied at once.
-    let known = unsafe { CONNECTIONS.get(&cookie) }.copied().unwrap_or_default();
-    if known.announced != 0 && known.role != Role::Unknown as u32 {
-        return known.role;
-    }
+fn kept(cookie: u64) -> Option<&'static mut ConnectionState> {
+    // SAFETY: a value of the map, which lives as long as the program runs; a call at the same time on
+    // another CPU writes about the same.
+    CONNECTIONS.get_ptr_mut(&cookie).map(|state| unsafe { &mut *state })
+}
+
+/// Tells the agent of a connection.
+#[inline(always)]
+fn announce(socket: Typed, tcp: &Tcp, cookie: u64) {
+    let known = kept(cookie).map(|state| *state).unwrap_or_default();
     let state: u8 = socket.load(offset!(SOCK_STATE));
     let role = match known.role {
         0 => tcp.role(state) as u32,
@@ -238,7 +257,6 @@ fn announced(socket: Typed, tcp: &Tcp, cookie: u64) -> u32 {
     });
     let state = ConnectionState { announced: told as u32, role, ..known };
     let _ = CONNECTIONS.insert(&cookie, &state, 0);
-    role
 }
 
 struct Tcp(Typed);

@@ -42,7 +42,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     )?;
     println!("demo: nobody told these two that they would be traced: {frontend} and {backend}");
     let spans = arguments.requests * 3;
-    let mut tracer = as_root(programs.join("tracer"));
+    let mut tracer = as_root(&[], programs.join("tracer"));
     tracer
         .arg("trace")
         .args(["--pid", &frontend.process(), "--pid", &backend.process()])

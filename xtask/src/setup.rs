@@ -1,6 +1,6 @@
 //! `cargo xtask setup`: the tools that the build of the probes needs, and what the tests run.
 
-use std::process::Command;
+use std::{ffi::OsStr, process::Command};
 
 use anyhow::{Result, bail};
 
@@ -160,8 +160,8 @@ fn install_packages(packages: &[&str]) -> Result<()> {
         println!("setup: sudo is used to install packages: {names}");
     }
     let apt = |arguments: &[&str]| {
-        let mut command = as_root("env");
-        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]).args(arguments);
+        let mut command = as_root(&[("DEBIAN_FRONTEND", OsStr::new("noninteractive"))], "apt-get");
+        command.arg("-qq").args(arguments);
         command
     };
     execute(&mut apt(&["update"]))?;

@@ -1,7 +1,7 @@
 //! Running other programs: as root through sudo where that is needed, and with the pinned toolchain.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -40,18 +40,33 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// A program for root: through sudo where this is somebody else.
-pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
-    if is_root() {
-        return Command::new(program);
+/// A program for root: through sudo where this is somebody else, with what it has to know of the
+/// environment; sudo itself lets nothing of that through.
+pub(crate) fn as_root(variables: &[(&str, &OsStr)], program: impl AsRef<OsStr>) -> Command {
+    let (mut command, kept): (Command, &[&str]) = if is_root() {
+        (Command::new("env"), &[])
+    } else {
+        let mut command = Command::new("sudo");
+        command.arg("env");
+        (command, &["PATH", "HOME", "CI"])
+    };
+    for name in kept {
+        if let Some(value) = std::env::var_os(name) {
+            command.arg(assignment(name, &value));
+        }
     }
-    let mut command = Command::new("sudo");
-    // What the tests and the demo are told by the environment stays.
-    command.args([
-        "--preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,RUSTUP_TOOLCHAIN,CI,TRACER_BIN,TRACER_PYTHON",
-    ]);
+    for (name, value) in variables {
+        command.arg(assignment(name, value));
+    }
     command.arg(program);
     command
+}
+
+fn assignment(name: &str, value: &OsStr) -> OsString {
+    let mut text = OsString::from(name);
+    text.push("=");
+    text.push(value);
+    text
 }
 
 pub(crate) fn is_root() -> bool {

@@ -188,13 +188,9 @@ fn live(toolchain: &Toolchain) -> Result<()> {
         println!("sudo is used to load the probes");
     }
     let programs = shell::target().join("release").canonicalize()?;
-    let mut command = if shell::is_root() { Command::new(&program) } else { shell::as_root(&program) };
-    shell::run(
-        command
-            .arg("--test-threads=1")
-            .env("TRACER_BIN", programs)
-            .env("TRACER_PYTHON", setup::python().canonicalize()?),
-    )
+    let python = setup::python().canonicalize()?;
+    let variables = [("TRACER_BIN", programs.as_os_str()), ("TRACER_PYTHON", python.as_os_str())];
+    shell::run(shell::as_root(&variables, &program).arg("--test-threads=1"))
 }
 
 /// The executable in cargo's messages: one JSON object a line.

@@ -14,6 +14,7 @@ STATUS = {"ok": 200, "empty": 204, "missing": 404, "fail": 500, "chunked": 200}
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def answer(self):
         kind = self.path.split("/")[1]

@@ -7,9 +7,14 @@ use aya::{
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, ProgramError},
 };
-use tracer_common::config::{Counter, selected};
+use tracer_common::{
+    config::{Counter, selected},
+    connection::ConnectionState,
+};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::layout;
+use crate::pipeline::Quiet;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf"));
 
@@ -34,7 +39,11 @@ pub struct Probes {
     ebpf: Ebpf,
     selected: HashMap<MapData, u32, u32>,
     counters: PerCpuArray<MapData, u64>,
+    connections: HashMap<MapData, u64, State>,
 }
+
+/// A value of the map of connections, as bytes.
+type State = [u8; size_of::<ConnectionState>()];
 
 impl Probes {
     /// Loads and attaches everything. `ring` is a power of two.
@@ -52,6 +61,7 @@ impl Probes {
         };
         let selected = HashMap::try_from(map(&mut ebpf, "SELECTED")?)?;
         let counters = PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?)?;
+        let connections = HashMap::try_from(map(&mut ebpf, "CONNECTIONS")?)?;
         let records = RingBuf::try_from(map(&mut ebpf, "RECORDS")?)?;
         for name in PROGRAMS {
             let program: &mut BtfTracePoint = ebpf
@@ -61,11 +71,24 @@ impl Probes {
             program.load(name, &btf).map_err(|error| refused(explain(name, error)))?;
             program.attach().with_context(|| format!("the probe {name} cannot be attached"))?;
         }
-        Ok((Self { ebpf, selected, counters }, records))
+        Ok((Self { ebpf, selected, counters, connections }, records))
     }
 
     pub fn select(&mut self, process: u32) -> Result<()> {
         self.selected.insert(process, selected::BY_PID, 0).context("the selection is full")
+    }
+
+    /// Tells the probes what they need not copy. The connection may be gone, or change meanwhile: what
+    /// is lost then is a saving, or where its last call ended.
+    pub fn quiet(&mut self, quiet: &Quiet) {
+        const EXISTING: u64 = 2; // BPF_EXIST
+        let Ok(bytes) = self.connections.get(&quiet.cookie, 0) else { return };
+        let Ok(mut state) = ConnectionState::read_from_bytes(&bytes) else { return };
+        state.quiet[quiet.direction.index()] = quiet.until;
+        let mut bytes = [0; size_of::<ConnectionState>()];
+        if state.write_to(&mut bytes).is_ok() {
+            let _ = self.connections.insert(quiet.cookie, bytes, EXISTING);
+        }
     }
 
     /// Whether any chosen process is left.

@@ -220,6 +220,9 @@ impl Session {
     }
 
     fn deliver(&mut self) {
+        while let Some(quiet) = self.pipeline.poll_quiet() {
+            self.probes.quiet(&quiet);
+        }
         while let Some(span) = self.pipeline.poll_output() {
             if self.count.is_some_and(|count| self.spans >= count) {
                 continue;

@@ -116,6 +116,13 @@ impl Session for Dialogue {
         }
     }
 
+    fn content_ahead(&self, side: Side) -> u64 {
+        match &self.sides[side.index()].state {
+            State::Body(body) => body.ahead(),
+            _ => 0,
+        }
+    }
+
     fn held(&self) -> usize {
         size_of::<Self>() + self.pending.capacity() * size_of::<Pending>()
     }

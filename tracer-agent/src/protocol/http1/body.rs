@@ -78,6 +78,14 @@ impl Body {
         }
     }
 
+    /// Content that follows in any case.
+    pub(super) fn ahead(&self) -> u64 {
+        match self {
+            Body::Length { left } | Body::Chunked(Chunk::Content { left }) => *left,
+            Body::Chunked(_) | Body::UntilClose => 0,
+        }
+    }
+
     /// All content came, and no framing follows.
     pub(super) fn is_whole(&self) -> bool {
         matches!(self, Body::Length { left: 0 })
