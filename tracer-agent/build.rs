@@ -16,7 +16,7 @@ fn main() {
     for path in [
         source.join("src"),
         source.join("Cargo.toml"),
-        source.join("Cargo.lock"),
+        "../Cargo.lock".into(),
         source.join("rust-toolchain.toml"),
         "../tracer-common/src".into(),
     ] {
@@ -68,11 +68,24 @@ fn build(source: &Path) -> Result<(), String> {
         }
     }
     cargo
-        .current_dir(&source)
+        .current_dir(&root)
         .env("PATH", path)
         .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "2")
+        .env("CARGO_PROFILE_RELEASE_LTO", "true")
+        .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        .args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--package",
+            "tracer-ebpf",
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
         .arg(&target_dir);
     let output = cargo.output().map_err(|error| format!("cargo cannot be run: {error}"))?;
     if !output.status.success() {
