@@ -256,15 +256,43 @@ fn requests_come_in_pieces_and_several_at_once() {
     assert_eq!(upload["events"][0]["name"], "tracer.response.interim", "{upload}");
 }
 
+/// Content is counted, and soon not even copied: the probes are told how much of it follows.
+#[test]
+fn large_content_is_counted_and_not_copied() {
+    let folder = Folder::new("large");
+    let server = Server::nginx(&folder);
+    std::fs::write(folder.path("www/large"), vec![b'l'; 40 << 20]).expect("a file");
+    run(Command::new("chmod").arg("a+r").arg(folder.path("www/large")));
+    let capture = folder.path("large.capture").display().to_string();
+    let process = server.process.id().to_string();
+    let tracer = Tracer::start("record", &["--pid", process.as_str(), "--out", &capture]);
+    let url = format!("http://{}/large", server.address);
+    for _ in 0..10 {
+        run(Command::new("curl").args(["-s", "-o", "/dev/null", &url]));
+    }
+    let body = format!("@{}", folder.path("www/large").display());
+    // nginx reads all of it before it answers that the method is not allowed.
+    run(Command::new("curl").args(["-s", "-o", "/dev/null", "-H", "Expect:", "--data-binary", &body, &url]));
+    let truth = server.wait_logged(11);
+    let traced = tracer.finish();
+    traced.assert_complete();
+    assert_same(&traced.exchanges("SERVER"), &truth);
+    let moved = (40 << 20) * 10;
+    let copied = std::fs::metadata(&capture).expect("the capture").len();
+    assert!(copied < moved / 2, "{copied} bytes of capture for {moved} bytes of content");
+}
+
 /// Clients that leave and servers that hang up have no status that was not on the wire.
 #[test]
 fn what_broke_off_has_no_status() {
     let script = "import socket, sys\n\
         s = socket.create_server(('127.0.0.1', 0))\n\
         print('listening on 127.0.0.1:%d' % s.getsockname()[1], flush=True)\n\
-        for answer in (b'', b'HTTP/1.1 200 OK\\r\\nContent-Length: 100\\r\\n\\r\\nonly this', None):\n\
+        part = b'HTTP/1.1 200 OK\\r\\nContent-Length: 100\\r\\n\\r\\nonly this'\n\
+        for answer in (b'', part, part, None):\n\
         \x20   c, _ = s.accept()\n\
-        \x20   c.recv(1000)\n\
+        \x20   d = c.recv(1000)\n\
+        \x20   if b'reset' in d: c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))\n\
         \x20   if answer is None: c.recv(1000)\n\
         \x20   elif answer: c.sendall(answer)\n\
         \x20   c.close()\n\
@@ -274,7 +302,7 @@ fn what_broke_off_has_no_status() {
     command.args(["-c", script]).stdin(Stdio::piped());
     let server = Server::start(command, folder.path("none"));
     let tracer = Tracer::of(&[server.process.id()], &[]);
-    for path in ["hung-up", "cut-short", "left"] {
+    for path in ["hung-up", "cut-short", "reset", "left"] {
         let mut connection = TcpStream::connect(&server.address).expect("a connection");
         write!(connection, "GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n").expect("a request");
         if path != "left" {
@@ -282,9 +310,9 @@ fn what_broke_off_has_no_status() {
             let _ = connection.read_to_end(&mut rest);
         }
     }
-    // The third is over when the server has closed it, which nobody here can see.
+    // The last is over when the server has closed it, which nobody here can see.
     let traced = {
-        wait_for("the third connection to be over", || {
+        wait_for("the last connection to be over", || {
             let sockets = run(Command::new("cat").arg(format!("/proc/{}/net/tcp", server.process.id())));
             let port =
                 server.address.rsplit(':').next().and_then(|port| port.parse::<u16>().ok()).expect("a port");
@@ -297,6 +325,11 @@ fn what_broke_off_has_no_status() {
         tracer.finish()
     };
     traced.assert_complete();
+    let content = |path: &str| {
+        let span = traced.spans.iter().find(|span| line(span).contains(path)).expect("a span");
+        span["attributes"]["http.response.body.size"].as_u64()
+    };
+    assert_eq!((content("/cut-short"), content("/reset")), (Some(9), Some(9)));
     let outcome = |path: &str| {
         let span = traced
             .spans
@@ -311,8 +344,9 @@ fn what_broke_off_has_no_status() {
     };
     assert_eq!(outcome("/hung-up"), (None, Some("connection_closed".into())));
     assert_eq!(outcome("/cut-short"), (Some(200), Some("connection_closed".into())));
+    assert_eq!(outcome("/reset"), (Some(200), Some("connection_closed".into())));
     assert_eq!(outcome("/left"), (None, Some("aborted".into())));
-    assert_eq!(traced.spans.len(), 3);
+    assert_eq!(traced.spans.len(), 4);
 }
 
 #[test]
