@@ -26,8 +26,8 @@ fn main() {
         return;
     }
     if let Err(sentence) = build(&source) {
+        // Fails the build, with this sentence and nothing else.
         println!("cargo::error={sentence}");
-        std::process::exit(1);
     }
 }
 
@@ -35,7 +35,7 @@ fn build(source: &Path) -> Result<(), String> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo gave no OUT_DIR")?);
     let source = source.canonicalize().map_err(|error| format!("{}: {error}", source.display()))?;
     let root = source.parent().ok_or("the probes' folder has no parent")?.to_owned();
-    let (mut cargo, sysroot) = compiler(&source)?;
+    let Compiler { mut cargo, sysroot, arguments } = compiler(&source)?;
     // One folder for all profiles: the probes are the same in each.
     let target_dir = out.ancestors().nth(4).unwrap_or(&out).join("probes");
     let home = env::var_os("CARGO_HOME")
@@ -86,7 +86,8 @@ fn build(source: &Path) -> Result<(), String> {
             TARGET,
             "--target-dir",
         ])
-        .arg(&target_dir);
+        .arg(&target_dir)
+        .args(arguments);
     let output = cargo.output().map_err(|error| format!("cargo cannot be run: {error}"))?;
     if !output.status.success() {
         eprintln!("{}", String::from_utf8_lossy(&output.stderr));
@@ -98,8 +99,16 @@ fn build(source: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Cargo of the pinned toolchain, or of Debian's; and where its library's source is.
-fn compiler(source: &Path) -> Result<(Command, String), String> {
+struct Compiler {
+    cargo: Command,
+    /// Where the source of Rust's library is.
+    sysroot: String,
+    /// For `cargo build`.
+    arguments: &'static [&'static str],
+}
+
+/// Of the pinned toolchain, or of Debian.
+fn compiler(source: &Path) -> Result<Compiler, String> {
     let pinned = source.join("rust-toolchain.toml");
     let pinned =
         std::fs::read_to_string(&pinned).map_err(|error| format!("{}: {error}", pinned.display()))?;
@@ -118,13 +127,14 @@ fn compiler(source: &Path) -> Result<(Command, String), String> {
             return Err(format!("the source of Rust's library ({channel}, rust-src) is missing: {SET_UP}"));
         }
         let mut cargo = Command::new("rustup");
-        cargo.args(["run", &channel, "cargo", "-Zbuild-std=core"]);
-        return Ok((cargo, sysroot));
+        cargo.args(["run", &channel, "cargo"]);
+        return Ok(Compiler { cargo, sysroot, arguments: &["-Zbuild-std=core"] });
     }
     if Path::new(DEBIAN_TARGET_CORE).exists() {
         let mut cargo = Command::new("/usr/bin/cargo");
         cargo.env("RUSTC", "/usr/bin/rustc");
-        return Ok((cargo, "/usr".to_owned()));
+        // It is a little older than what aya-ebpf asks for, and compiles it.
+        return Ok(Compiler { cargo, sysroot: "/usr".to_owned(), arguments: &["--ignore-rust-version"] });
     }
     Err(format!("the compiler for the probes (Rust {channel}) is missing: {SET_UP}"))
 }

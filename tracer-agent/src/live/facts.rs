@@ -32,6 +32,9 @@ pub fn of(process: u32, now: u64) -> Vec<Vec<u8>> {
     {
         let name = name.to_string_lossy();
         tell(FactKey::Executable, name.strip_suffix(" (deleted)").unwrap_or(&name));
+    } else if let Ok(command) = fs::read_to_string(folder.join("comm")) {
+        // Readable without any privilege; cut after 15 bytes.
+        tell(FactKey::Executable, command.trim_end());
     }
     if let Some(environment) = read(&folder.join("environ")) {
         for variable in environment.split(|byte| *byte == 0) {

@@ -124,17 +124,25 @@ fn explain(name: &str, error: ProgramError) -> anyhow::Error {
             let log = verifier_log.to_string();
             let lines: Vec<&str> = log.lines().collect();
             tracing::debug!("{name}: {}", lines[lines.len().saturating_sub(20)..].join("\n"));
-            anyhow!("the kernel refuses the probe {name}: {io_error} (TRACER_LOG=debug says more)")
+            let what = format!("the kernel refuses the probe {name} (TRACER_LOG=debug says more)");
+            anyhow::Error::new(io_error).context(what)
         }
-        other => anyhow!("the probe {name} cannot be loaded: {other}"),
+        other => anyhow::Error::new(other).context(format!("the probe {name} cannot be loaded")),
     }
 }
 
 /// What to do about the commonest reason.
 fn refused(error: anyhow::Error) -> anyhow::Error {
-    if rustix::process::geteuid().is_root() {
-        error
+    const EPERM: i32 = 1;
+    let denied = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.raw_os_error() == Some(EPERM));
+    if denied || !rustix::process::geteuid().is_root() {
+        anyhow!(
+            "probes need root (or CAP_BPF and CAP_PERFMON, and CAP_SYS_PTRACE for names): run it with sudo"
+        )
     } else {
-        anyhow!("probes need root (or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE): run it with sudo")
+        error
     }
 }
