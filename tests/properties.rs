@@ -11,7 +11,7 @@ use tracer_common::{
     connection::{Direction, Role},
     record::{Closed, Data, Ended, Header, Opened, Shut, kind},
 };
-use tracer_tests::dialogue::{Dialogue, Outcome, Segment, ended, exchange, run, samples};
+use tracer_tests::dialogue::{Dialogue, Outcome, Segment, closed, ended, exchange, run, samples, shut};
 
 fn dialogues() -> Vec<Dialogue> {
     PROTOCOLS.iter().flat_map(|protocol| samples(protocol.name())).collect()
@@ -354,8 +354,127 @@ fn until_close_needs_an_end_in_order() {
         spans[0].clone()
     };
     assert!(!outcome(dialogue.over(5_000)).contains("tracer.outcome"));
-    let left = outcome(vec![ended(5_000, -104), dialogue.closed(5_001)]);
+    let [sent, received] = dialogue.positions();
+    let gone = ended(5_000, Direction::Received, received, -104);
+    let left = outcome(vec![gone, closed(5_001, [sent, received])]);
     assert!(left.contains(r#""tracer.outcome":"aborted""#), "{left}");
-    let closed = outcome(vec![dialogue.closed(5_001)]);
-    assert!(closed.contains(r#""tracer.outcome":"connection_closed""#), "{closed}");
+    let silent = outcome(vec![closed(5_001, [sent, received])]);
+    assert!(silent.contains(r#""tracer.outcome":"connection_closed""#), "{silent}");
+}
+
+/// What `records` are made to, with the dialogue's opening before them.
+fn spans(dialogue: &Dialogue, records: Vec<Vec<u8>>) -> Vec<String> {
+    let mut all = vec![dialogue.opened()];
+    all.extend(records);
+    let outcome = run(&all, Limits::default());
+    outcome.assert_ledger_sums();
+    outcome.exchanges()
+}
+
+/// A response that was lost before the end of the connection is missing, not refused.
+#[test]
+fn a_lost_response_is_no_failure_of_the_server() {
+    let dialogue = Dialogue::server(
+        "lost",
+        1,
+        &[
+            ("client", b"GET /lost HTTP/1.1\r\nConnection: close\r\n\r\n"),
+            ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
+        ],
+    );
+    let whole = dialogue.segments(|left| left);
+    let pieces = dialogue.segments(|left| left.min(30));
+    let tail_lost: Vec<Vec<u8>> = pieces[..pieces.len() - 1].iter().map(Segment::record).collect();
+    for seen in [vec![whole[0].record()], tail_lost] {
+        for end in [dialogue.over(5_000), vec![closed(5_001, dialogue.positions())]] {
+            let spans = spans(&dialogue, seen.iter().cloned().chain(end).collect());
+            assert_eq!(spans.len(), 1);
+            assert!(spans[0].contains(r#""tracer.partial":"response""#), "{}", spans[0]);
+            assert!(!spans[0].contains("tracer.outcome") && !spans[0].contains("error.type"), "{}", spans[0]);
+        }
+    }
+    let early = spans(&dialogue, vec![whole[0].record(), shut(5_000, 0), closed(5_001, [0, 46])]);
+    assert!(early[0].contains(r#""tracer.outcome":"connection_closed""#), "{}", early[0]);
+}
+
+/// A client whose upload is refused reads the refusal after its send has failed.
+#[test]
+fn a_failed_send_does_not_hide_the_response() {
+    let mut dialogue = Dialogue::server(
+        "refused",
+        1,
+        &[
+            ("client", b"POST /up HTTP/1.1\r\nContent-Length: 1000\r\n\r\nsome"),
+            ("server", b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"),
+        ],
+    );
+    dialogue.role = Role::Client;
+    for (direction, _) in &mut dialogue.turns {
+        *direction = direction.other();
+    }
+    let [sent, received] = dialogue.positions();
+    let parts = dialogue.segments(|left| left);
+    let records = vec![
+        parts[0].record(),
+        ended(2_000, Direction::Sent, sent, -32),
+        // Neither of these says that the connection is over.
+        ended(2_001, Direction::Received, 0, -14),
+        ended(2_002, Direction::Sent, sent, -115),
+        parts[1].record(),
+        ended(3_000, Direction::Received, received, 0),
+        closed(3_001, [sent, received]),
+    ];
+    let spans = spans(&dialogue, records);
+    assert_eq!(spans.len(), 1);
+    assert!(spans[0].contains(r#""http.response.status_code":413"#), "{}", spans[0]);
+}
+
+/// Two requests at once, then a third; the first response is missing. The second response starts just
+/// where the third request was read, and is not its own.
+#[test]
+fn a_gap_in_pipelined_responses_pairs_nothing_wrongly() {
+    let dialogue = Dialogue::server(
+        "pipelined gap",
+        3,
+        &[
+            ("client", b"GET /r1 HTTP/1.1\r\n\r\nGET /r2 HTTP/1.1\r\n\r\n"),
+            ("server", b"HTTP/1.1 201 A\r\nContent-Length: 0\r\n\r\n"),
+            ("client", b"GET /r3 HTTP/1.1\r\n\r\n"),
+            ("server", b"HTTP/1.1 502 B\r\nContent-Length: 0\r\n\r\n"),
+            ("server", b"HTTP/1.1 203 C\r\nContent-Length: 0\r\n\r\n"),
+        ],
+    );
+    let mut records: Vec<Vec<u8>> = dialogue.segments(|left| left).iter().map(Segment::record).collect();
+    records.remove(1);
+    records.extend(dialogue.over(5_000));
+    for span in spans(&dialogue, records) {
+        assert!(!span.contains("/r3") || !span.contains("502"), "{span}");
+    }
+}
+
+/// Messages that are refused are what somebody who looks for an error wants to see.
+#[test]
+fn heads_that_servers_refuse_are_seen() {
+    let dialogue = Dialogue::server(
+        "refused heads",
+        5,
+        &[
+            ("client", b"GET /odd HTTP/1.1\r\nX@Y: 1\r\n\r\n"),
+            ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+            ("client", b"GET /caf\xe9 HTTP/1.1\r\n\r\n"),
+            ("server", b"HTTP/1.1 404 No\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\n\r\nno"),
+            ("client", b"POST /twice HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"),
+            ("server", b"HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n"),
+            ("client", b"POST /zip HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n"),
+            ("server", b"HTTP/1.1 501 No\r\nContent-Length: 0\r\n\r\n"),
+            ("client", b"GET /next HTTP/1.1\r\n\r\n"),
+            ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        ],
+    );
+    let spans = whole(&dialogue);
+    for (span, (path, status)) in
+        spans.iter().zip([("/odd", 200), ("/caf%E9", 404), ("/twice", 400), ("/zip", 501), ("/next", 200)])
+    {
+        assert!(span.contains(path) && span.contains(&format!(":{status}")), "{path}: {span}");
+    }
 }

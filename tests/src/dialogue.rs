@@ -85,21 +85,23 @@ impl Dialogue {
         encode(kind::OPENED, 1_000, PROCESS, &opened, &[])
     }
 
-    /// The server has ended it, in order.
-    pub fn over(&self, time: u64) -> Vec<Vec<u8>> {
-        let end = match self.role {
-            Role::Client => ended(time, 0),
-            _ => shut(time),
-        };
-        vec![end, self.closed(time + 1)]
-    }
-
-    pub fn closed(&self, time: u64) -> Vec<u8> {
+    /// How far each direction went.
+    pub fn positions(&self) -> [u64; 2] {
         let mut positions = [0; 2];
         for (direction, bytes) in &self.turns {
             positions[direction.index()] += bytes.len() as u64;
         }
-        closed(time, positions)
+        positions
+    }
+
+    /// The server has ended it, in order.
+    pub fn over(&self, time: u64) -> Vec<Vec<u8>> {
+        let [sent, received] = self.positions();
+        let end = match self.role {
+            Role::Client => ended(time, Direction::Received, received, 0),
+            _ => shut(time, sent),
+        };
+        vec![end, closed(time + 1, [sent, received])]
     }
 }
 
@@ -109,20 +111,16 @@ pub fn closed(time: u64, positions: [u64; 2]) -> Vec<u8> {
 }
 
 /// This side ended the connection in order.
-pub fn shut(time: u64) -> Vec<u8> {
-    let shut = Shut { cookie: COOKIE, direction: Direction::Sent as u8, ..Default::default() };
+pub fn shut(time: u64, sent: u64) -> Vec<u8> {
+    let base = BASES[Direction::Sent.index()];
+    let shut = Shut { cookie: COOKIE, sent, base, direction: Direction::Sent as u8, ..Default::default() };
     encode(kind::SHUT, time, PROCESS, &shut, &[])
 }
 
-/// The peer ended its side, or reset the connection.
-pub fn ended(time: u64, result: i32) -> Vec<u8> {
-    let ended = Ended {
-        cookie: COOKIE,
-        bases: BASES,
-        result,
-        direction: Direction::Received as u8,
-        ..Default::default()
-    };
+/// A call had no bytes: 0 where the peer ended its side, else a negative error number.
+pub fn ended(time: u64, direction: Direction, position: u64, result: i32) -> Vec<u8> {
+    let direction = direction as u8;
+    let ended = Ended { cookie: COOKIE, position, bases: BASES, result, direction, ..Default::default() };
     encode(kind::ENDED, time, PROCESS, &ended, &[])
 }
 

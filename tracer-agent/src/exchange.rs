@@ -56,6 +56,8 @@ pub enum Outcome {
 #[derive(Debug, Default)]
 pub struct Exchanges {
     open: BTreeMap<u64, Progress>,
+    /// Bytes of memory, about.
+    cost: usize,
     /// Responses whose request was not seen.
     pub orphans: u64,
 }
@@ -64,6 +66,8 @@ pub struct Exchanges {
 struct Progress {
     exchange: Exchange,
     ended: [bool; 2],
+    /// Bytes of memory, about.
+    cost: usize,
 }
 
 impl Exchanges {
@@ -78,7 +82,9 @@ impl Exchanges {
         };
         if let What::Request(head) = event.what {
             let process = first.map_or(0, |mark| mark.process);
-            self.open.insert(id, Progress::start(*head, process, first_time, last_time));
+            let progress = Progress::start(*head, process, first_time, last_time);
+            self.cost += progress.cost;
+            self.open.insert(id, progress);
             return None;
         }
         let progress = self.open.get_mut(&id)?;
@@ -118,7 +124,9 @@ impl Exchanges {
         if progress.ended != [true, true] {
             return None;
         }
-        let mut exchange = self.open.remove(&id)?.exchange;
+        let progress = self.open.remove(&id)?;
+        self.cost -= progress.cost;
+        let mut exchange = progress.exchange;
         let hidden = exchange.cut[Side::Response.index()];
         exchange.outcome = if hidden { Outcome::Hidden } else { Outcome::Complete };
         Some(exchange)
@@ -126,6 +134,7 @@ impl Exchanges {
 
     /// The connection has ended at `time`, for what is still open with this outcome.
     pub fn finish(&mut self, outcome: Outcome, time: u64) -> impl Iterator<Item = Exchange> + use<> {
+        self.cost = 0;
         std::mem::take(&mut self.open).into_values().map(move |progress| {
             let mut exchange = progress.exchange;
             let answered = progress.ended[Side::Response.index()];
@@ -146,15 +155,20 @@ impl Exchanges {
         self.open.values().map(|progress| (&progress.exchange, progress.ended[Side::Response.index()]))
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// Forgets what is open: the connection is not what it seemed.
     pub fn forget(&mut self) {
         self.open.clear();
+        self.cost = 0;
         self.orphans = 0;
     }
 
     /// Bytes of memory that are held, about.
     pub fn held(&self) -> usize {
-        self.open.len() * (size_of::<Progress>() + 512)
+        self.cost
     }
 }
 
@@ -162,6 +176,7 @@ impl Progress {
     fn start(request: RequestHead, process: u32, start: u64, end: u64) -> Self {
         Self {
             ended: [false; 2],
+            cost: size_of::<Self>() + request.cost(),
             exchange: Exchange {
                 process,
                 request,

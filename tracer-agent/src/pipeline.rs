@@ -15,7 +15,7 @@ use crate::{
     capture::Record,
     connection::{
         Arrival, Connection,
-        stream::{After, Ending, Mark, Missing},
+        stream::{After, Ending, Missing},
     },
     enrich::{Resource, process::Processes},
     exchange::{Exchange, Exchanges, Outcome},
@@ -28,7 +28,7 @@ use crate::{
 const HOLE_WAIT: u64 = 200_000_000;
 
 /// Bytes that one connection may hold.
-const CONNECTION_HELD_MAX: usize = 1 << 20;
+const CONNECTION_HELD_MAX: usize = 4 << 20;
 
 /// A start that is not told from others by then is of no known protocol.
 const DETECT_MAX: usize = 64 * 1024;
@@ -47,6 +47,10 @@ impl Default for Limits {
         Self { memory: 128 << 20 }
     }
 }
+
+/// Errors of a connection that is over (errno): EPIPE, ENETUNREACH, ECONNABORTED, ECONNRESET, ETIMEDOUT,
+/// ECONNREFUSED, EHOSTUNREACH.
+const ENDS: [i32; 7] = [32, 101, 103, 104, 110, 111, 113];
 
 /// No stream is as long: a record that says so is damaged.
 const POSITION_MAX: u64 = 1 << 62;
@@ -250,25 +254,39 @@ impl Pipeline {
     }
 
     fn handle_ended(&mut self, ended: &Ended) {
-        let Some(direction) = Direction::from_wire(ended.direction) else { return self.handle_damage() };
+        let far = ended.position > POSITION_MAX;
+        let Some(direction) = Direction::from_wire(ended.direction).filter(|_| !far) else {
+            return self.handle_damage();
+        };
         if !self.connections.contains_key(&ended.cookie) {
             return;
         }
+        let time = ended.header.time;
+        let ending = match -ended.result {
+            0 => Ending::Eof,
+            result if ENDS.contains(&result) => Ending::Reset,
+            // The call failed, and the connection did not.
+            _ => return,
+        };
         self.with(ended.cookie, |tracked, run| {
-            // A failed send says that the peer is gone, as a failed receive does.
-            let ending = if ended.result == 0 { Ending::Eof } else { Ending::Reset };
-            if ended.result == 0 && direction == Direction::Sent {
-                return;
+            let connection = &mut tracked.connection;
+            connection.last_time = time;
+            // A failed send says that the peer is gone; what it sent before can still be read.
+            connection.end(Direction::Received, ending == Ending::Reset, time);
+            if direction == Direction::Received {
+                let position = connection.position(direction, ended.position, ended.bases);
+                connection.streams[direction.index()].reach(position, time);
+                connection.streams[direction.index()].finish(ending);
             }
-            tracked.connection.last_time = ended.header.time;
-            tracked.connection.end(Direction::Received, ending == Ending::Reset, ended.header.time);
-            tracked.connection.streams[Direction::Received.index()].finish(ending);
             tracked.advance(run);
         });
     }
 
     fn handle_shut(&mut self, shut: &Shut) {
-        let Some(side) = Direction::from_wire(shut.direction) else { return self.handle_damage() };
+        let far = shut.sent > POSITION_MAX;
+        let Some(side) = Direction::from_wire(shut.direction).filter(|_| !far) else {
+            return self.handle_damage();
+        };
         if !self.connections.contains_key(&shut.cookie) {
             return;
         }
@@ -276,7 +294,12 @@ impl Pipeline {
             tracked.connection.end(side, shut.reset != 0, shut.header.time);
             if side == Direction::Sent {
                 // Whatever was to be sent was: the end follows it.
-                tracked.connection.streams[side.index()].finish(Ending::Eof);
+                let connection = &mut tracked.connection;
+                if shut.sent > 0 {
+                    let position = connection.position(side, shut.sent, [shut.base; 2]);
+                    connection.streams[side.index()].reach(position, shut.header.time);
+                }
+                connection.streams[side.index()].finish(Ending::Eof);
                 tracked.advance(run);
             }
         });
@@ -753,12 +776,12 @@ impl Tracked {
     fn give_up_waiting(&mut self, run: &mut Run<'_>) {
         loop {
             let mut gave_up = false;
+            let time = self.connection.last_time;
             if let Some((direction, position, _)) = self.wait.take() {
-                let mark = self.blank_mark(position);
-                gave_up |= self.connection.streams[direction.index()].lose_until(position, mark);
+                gave_up |= self.connection.streams[direction.index()].reach(position, time);
             }
             for stream in &mut self.connection.streams {
-                gave_up |= stream.give_up_hole();
+                gave_up |= stream.give_up_hole(time);
             }
             self.advance(run);
             if !gave_up {
@@ -767,19 +790,17 @@ impl Tracked {
         }
     }
 
-    /// For bytes that nothing is known of but where they end.
-    fn blank_mark(&self, end: u64) -> Mark {
-        Mark { end, time: self.connection.last_time, opposite: 0, process: self.connection.process }
-    }
-
     /// Too much is held: first what is waited for goes, then the connection.
     fn overflow(&mut self, run: &mut Run<'_>) {
         self.give_up_waiting(run);
         if self.cost() > CONNECTION_HELD_MAX + CONNECTION_COST {
+            let unanswered = !self.exchanges.is_empty();
             self.leave(Bucket::OverLimit, run);
             self.ignore(run, Bucket::OverLimit);
-            // What comes later may be told again.
-            self.state = State::default();
+            // What comes later may be told again, where no answers are due that nobody waits for.
+            if !unanswered {
+                self.state = State::default();
+            }
         }
     }
 
@@ -794,14 +815,20 @@ impl Tracked {
     }
 
     fn close(&mut self, closed: Option<&Closed>, run: &mut Run<'_>) {
-        self.give_up_waiting(run);
         if let Some(closed) = closed {
-            self.connection.last_time = closed.header.time;
+            // Bytes can have moved last that were not told of.
+            let (connection, time) = (&mut self.connection, closed.header.time);
+            connection.last_time = time;
             for direction in Direction::BOTH {
-                self.lose_tail(direction, closed);
+                let last = closed.positions[direction.index()];
+                // Nothing moved that way, as far as the probes saw.
+                if last > 0 {
+                    let position = connection.position(direction, last, closed.bases);
+                    connection.streams[direction.index()].reach(position, time);
+                }
             }
-            self.advance(run);
         }
+        self.give_up_waiting(run);
         for stream in &mut self.connection.streams {
             stream.finish(Ending::Closed);
         }
@@ -828,16 +855,6 @@ impl Tracked {
             // Closed here, and the kernel told of no end before.
             None if requests == Direction::Sent => (Outcome::Aborted, self.connection.last_time),
             None => (Outcome::Closed, self.connection.last_time),
-        }
-    }
-
-    /// Bytes that moved last and were not told of.
-    fn lose_tail(&mut self, direction: Direction, closed: &Closed) {
-        let position = self.connection.position(direction, closed.positions[direction.index()], closed.bases);
-        let mark = self.blank_mark(position);
-        let stream = &mut self.connection.streams[direction.index()];
-        if position > stream.end() {
-            stream.lose_until(position, mark);
         }
     }
 }

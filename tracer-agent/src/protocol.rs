@@ -155,6 +155,18 @@ pub struct RequestHead {
     pub parent: Option<TraceParent>,
 }
 
+impl RequestHead {
+    /// Bytes of memory, about.
+    pub fn cost(&self) -> usize {
+        let lists = [&self.attributes, &self.server_attributes, &self.client_attributes];
+        let texts = lists.into_iter().flatten().map(|attribute| match &attribute.value {
+            Value::Text(text) => size_of::<Attribute>() + text.len(),
+            Value::Number(_) | Value::Flag(_) => size_of::<Attribute>(),
+        });
+        self.name.len() + self.operation.len() + self.target.len() + texts.sum::<usize>()
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ResponseHead {
     /// For people: the status as it was on the wire.

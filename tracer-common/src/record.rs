@@ -148,11 +148,14 @@ pub struct Ended {
 pub struct Shut {
     pub header: Header,
     pub cookie: u64,
+    /// Where the last call ended that sent something, and what that was counted with.
+    pub sent: u64,
+    pub base: u32,
     /// Which side: [`crate::connection::Direction`] of what it sends.
     pub direction: u8,
     /// 1 for a reset.
     pub reset: u8,
-    pub padding: [u8; 6],
+    pub padding: [u8; 2],
 }
 
 /// The socket is gone ([`kind::CLOSED`]): no record of the connection follows.
@@ -242,4 +245,4 @@ const _: () = assert!(size_of::<Opened>() == 88);
 const _: () = assert!(size_of::<Data>() == 72);
 const _: () = assert!(size_of::<Ended>() == 64);
 const _: () = assert!(size_of::<Closed>() == 56);
-const _: () = assert!(size_of::<Shut>() == 40);
+const _: () = assert!(size_of::<Shut>() == 48);

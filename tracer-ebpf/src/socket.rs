@@ -26,6 +26,8 @@ const EINTR: i32 = 4;
 /// include/linux/socket.h
 const MSG_PEEK: u32 = 0x02;
 const MSG_TRUNC: u32 = 0x20;
+/// What is received is no data of the stream.
+const MSG_ERRQUEUE: u32 = 0x2000;
 
 /// `enum sock_flags` (include/net/sock.h): a FIN was received.
 const SOCK_DONE: u64 = 1 << 1;
@@ -88,17 +90,17 @@ pub fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn shut(socket: Typed, direction: Direction, reset: bool) -> i32 {
     let cookie = cookie(socket);
-    // SAFETY: only whether there is a value is looked at.
-    if unsafe { CONNECTIONS.get(&cookie) }.is_none() {
-        return 0;
-    }
+    // SAFETY: the value is copied at once.
+    let Some(state) = (unsafe { CONNECTIONS.get(&cookie) }).copied() else { return 0 };
     emit::fixed(|record: &mut Shut| {
         *record = Shut {
             header: emit::header::<Shut>(kind::SHUT),
             cookie,
+            sent: state.positions[0],
+            base: state.bases[0],
             direction: direction as u8,
             reset: reset as u8,
-            padding: [0; 6],
+            padding: [0; 2],
         };
     });
     0
@@ -112,7 +114,7 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
     let result: i32 = context.arg(1);
     let flags: u32 = context.arg(2);
     let retried = result == -EAGAIN || result == -EINTR || result <= -ERESTARTSYS;
-    let peeked = matches!(direction, Direction::Received) && flags & MSG_PEEK != 0;
+    let peeked = matches!(direction, Direction::Received) && flags & (MSG_PEEK | MSG_ERRQUEUE) != 0;
     if retried || peeked {
         return 0;
     }
@@ -150,6 +152,9 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
     }
     let (position, opposite) =
         if sent { (positions.now[0], positions.now[1]) } else { (positions.now[1], positions.now[0]) };
+    if result == 0 && (sent || !tcp.is_at_end()) {
+        return 0; // nothing was asked for
+    }
     if result <= 0 {
         emit::fixed(|record: &mut Ended| {
             *record = Ended {
@@ -298,6 +303,14 @@ impl Tcp {
                 next.wrapping_sub(received as u32),
             ],
         }
+    }
+
+    /// The peer's FIN was received, and everything before it was read.
+    #[inline(always)]
+    fn is_at_end(&self) -> bool {
+        let flags: u64 = self.0.load(offset!(SOCK_FLAGS));
+        let copied: u32 = self.0.load(offset!(TCP_COPIED_SEQ));
+        flags & SOCK_DONE != 0 && copied == self.0.load::<u32>(offset!(TCP_RCV_NXT))
     }
 
     /// Who sent the SYN: it is in `bytes_acked` but not in `bytes_sent`. Only while no FIN was sent.

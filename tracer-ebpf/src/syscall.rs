@@ -25,6 +25,10 @@ mod number {
 /// Code segment of a 32-bit task (`__USER32_CS`): its call numbers mean other calls.
 const USER32_CS: u64 = 0x23;
 
+/// What is in the place of the result while a call is under way (-ENOSYS, arch/x86/entry/entry_64.S).
+/// Work that runs at the end of another call (io_uring) finds that call's result there.
+const UNDER_WAY: i64 = -38;
+
 /// Offsets in `struct user_msghdr` (include/linux/socket.h).
 const MSGHDR_IOV: u64 = 16;
 const MSGHDR_IOVLEN: u64 = 24;
@@ -81,8 +85,9 @@ pub(crate) fn current() -> Call {
     let segment: u64 = registers.load(core::mem::offset_of!(pt_regs, cs));
     let second: u64 = registers.load(core::mem::offset_of!(pt_regs, rsi));
     let third: u64 = registers.load(core::mem::offset_of!(pt_regs, rdx));
+    let result: i64 = registers.load(core::mem::offset_of!(pt_regs, rax));
     let buffer = match number {
-        _ if segment & 0xffff == USER32_CS => Buffer::none(omitted::CALL),
+        _ if segment & 0xffff == USER32_CS || result != UNDER_WAY => Buffer::none(omitted::CALL),
         number::READ | number::WRITE | number::SENDTO | number::RECVFROM => Buffer::flat(second),
         number::READV | number::WRITEV => Buffer::pieces(second, third),
         number::SENDMSG | number::RECVMSG => {

@@ -141,6 +141,13 @@ pub(crate) fn run(
             return Err(Failure::new(Exit::Usage, anyhow!("the tracer does not trace itself")));
         }
     }
+    if !discover::sees_all_processes() {
+        let error = anyhow!(
+            "this is a pid namespace of its own, whose process ids the probes do not know: \
+             run the tracer in that of the host (hostPID, --pid=host)"
+        );
+        return Err(Failure::new(Exit::CannotCapture, error));
+    }
     let ring = ring_size(bounds.ring)?;
     let limits = Limits {
         memory: bounds
@@ -210,7 +217,7 @@ fn start(selection: &Selection, session: &mut Session) -> Result<Option<Gate>, F
 
 fn name(process: u32) -> String {
     std::fs::read_to_string(format!("/proc/{process}/comm"))
-        .map(|name| format!(" ({})", name.trim_end()))
+        .map(|name| format!(" ({})", text::plain(name.trim_end())))
         .unwrap_or_default()
 }
 
@@ -252,7 +259,8 @@ async fn watch(
     command: &mut Option<Gate>,
     time: Option<Duration>,
 ) -> Result<Ended, Failure> {
-    let until = time.map(|time| now() + time);
+    // A time that no clock reaches is none.
+    let until = time.and_then(|time| now().checked_add(time));
     let mut interrupted = false;
     loop {
         let turn = session.turn()?;
@@ -296,9 +304,13 @@ async fn stop(session: &mut Session, command: &mut Option<Gate>) -> anyhow::Resu
     let process = nix::unistd::Pid::from_raw(gate.process as i32);
     let _ = nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM);
     let until = now() + STOP;
-    while gate.child.try_wait()?.is_none() && now() < until {
+    while gate.child.try_wait()?.is_none() {
+        if now() >= until {
+            eprintln!("the command goes on, though it was told to end ({})", gate.process);
+            break;
+        }
         session.turn()?;
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(None)
 }
@@ -322,6 +334,9 @@ fn exit(finished: &Finished, ended: Ended, strict: bool) -> Exit {
     {
         eprintln!("the traced command failed: {status}");
         return Exit::CommandFailed;
+    }
+    if !finished.recorded {
+        return Exit::CannotCapture;
     }
     let ledger = finished.pipeline.ledger();
     if strict && (ledger.has_losses() || ledger.difference() != 0 || finished.unprinted > 0) {

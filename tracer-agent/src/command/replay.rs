@@ -74,7 +74,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Inconclusive, error));
     }
     eprintln!("{}", pipeline.ledger());
-    if arguments.strict && pipeline.ledger().has_losses() {
+    let ledger = pipeline.ledger();
+    if arguments.strict && (ledger.has_losses() || ledger.difference() != 0) {
         return Ok(Exit::CannotCapture);
     }
     Ok(Exit::Fine)

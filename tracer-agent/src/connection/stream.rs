@@ -91,7 +91,9 @@ pub struct Stream {
     marks: VecDeque<Mark>,
     /// Where the first of `marks` starts.
     boundary: u64,
-    /// When the first of `pending` came while bytes before it were missing.
+    /// Everything before it moved, whether it was told or not.
+    reached: u64,
+    /// Since when it is known that bytes are missing.
     hole_since: Option<u64>,
     ending: Option<Ending>,
 }
@@ -111,9 +113,13 @@ impl Stream {
         self.ending
     }
 
-    /// Bytes that are held.
+    /// Bytes of memory that are held, about.
     pub fn held(&self) -> usize {
-        self.buffer.len() + self.pending_bytes
+        const SEGMENT: usize = 2 * size_of::<(Segment, Mark)>();
+        self.buffer.len()
+            + self.pending_bytes
+            + self.pending.len() * SEGMENT
+            + self.marks.len() * size_of::<Mark>()
     }
 
     /// Since when a hole is waited for.
@@ -228,37 +234,39 @@ impl Stream {
     }
 
     fn has_hole(&self) -> bool {
-        self.pending.first_key_value().is_some_and(|(at, _)| *at > self.end())
+        match self.pending.first_key_value() {
+            Some((at, _)) => *at > self.end(),
+            None => self.started && self.gap.is_none() && self.reached > self.end(),
+        }
     }
 
-    /// Stops waiting for the bytes before the next segment: they become a gap.
-    /// Returns whether there was one.
-    pub fn give_up_hole(&mut self) -> bool {
-        let Some((at, mark)) = self.pending.first_key_value().map(|(at, (_, mark))| (*at, *mark)) else {
-            return false;
-        };
-        if self.gap.is_some() || at <= self.end() {
+    /// The stream went on to `position`: what is not told before it will come late, or is missing.
+    /// Returns whether that says where it starts.
+    pub fn reach(&mut self, position: u64, time: u64) -> bool {
+        let starts = !self.started;
+        if starts {
+            // Where nothing was seen and nothing is expected, what was before is none of ours.
+            self.start_at(self.expected.unwrap_or(position));
+        }
+        self.reached = self.reached.max(position);
+        if self.hole_since.is_none() && self.has_hole() {
+            self.hole_since = Some(time);
+        }
+        starts
+    }
+
+    /// Stops waiting for bytes that are missing: they become a gap. Returns whether there were any.
+    pub fn give_up_hole(&mut self, time: u64) -> bool {
+        if self.gap.is_some() || !self.has_hole() {
             return false;
         }
+        let (at, mark) = match self.pending.first_key_value() {
+            Some((at, (_, mark))) => (*at, *mark),
+            None => (self.reached, Mark { end: 0, time, opposite: 0, process: 0 }),
+        };
         self.gap = Some(Gap { length: at - self.end(), missing: Missing::Lost });
         self.marks.push_back(Mark { end: at, ..mark });
         self.hole_since = None;
-        true
-    }
-
-    /// The stream went on to `position`: what was not seen before it is a gap, or where nothing was
-    /// seen yet, none of ours. Returns whether that changes anything.
-    pub fn lose_until(&mut self, position: u64, mark: Mark) -> bool {
-        if self.gap.is_some() || !self.pending.is_empty() || position <= self.end() {
-            return false;
-        }
-        if !self.started {
-            self.expected = None;
-            self.start_at(position);
-            return true;
-        }
-        self.gap = Some(Gap { length: position - self.end(), missing: Missing::Lost });
-        self.marks.push_back(Mark { end: position, ..mark });
         true
     }
 
@@ -288,7 +296,7 @@ impl Stream {
     pub fn readable(&self) -> (&[u8], After) {
         let after = match (self.gap, self.ending) {
             (Some(gap), _) => After::Gap(gap),
-            (None, Some(ending)) if self.pending.is_empty() => After::End(ending),
+            (None, Some(ending)) if self.pending.is_empty() && !self.has_hole() => After::End(ending),
             _ => After::More,
         };
         (&self.buffer, after)

@@ -79,7 +79,7 @@ fn outcome(outcome: Outcome) -> Option<&'static str> {
 }
 
 /// What came over the network must not steer the terminal.
-fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     text.chars().map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
 }
 

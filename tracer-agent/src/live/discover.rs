@@ -32,13 +32,24 @@ fn parents() -> Result<BTreeMap<u32, u32>> {
         .collect())
 }
 
-/// Field 4 of `/proc/PID/stat`; the name in field 2 can hold anything, also brackets.
+/// Fields 3 and 4 of `/proc/PID/stat`: of one that has ended and was not waited for there is no more to
+/// see. The name in field 2 can hold anything, also brackets.
 fn parent(process: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    match fields.next()? {
+        "Z" | "X" => None,
+        _ => fields.next()?.parse().ok(),
+    }
 }
 
-/// Whether a process (and not only a thread) has this number.
+/// Whether a process that runs (and not only a thread) has this number.
 pub fn exists(process: u32) -> bool {
     parent(process).is_some()
+}
+
+/// Whether this runs among all processes of the machine: the probes know no other numbers.
+pub fn sees_all_processes() -> bool {
+    // PROC_PID_INIT_INO (include/linux/proc_ns.h)
+    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
 }

@@ -78,6 +78,10 @@ impl Probes {
         self.selected.insert(process, selected::BY_PID, 0).context("the selection is full")
     }
 
+    pub fn deselect(&mut self, process: u32) {
+        let _ = self.selected.remove(&process);
+    }
+
     /// Tells the probes what they need not copy. The connection may be gone, or change meanwhile: what
     /// is lost then is a saving, or where its last call ended.
     pub fn quiet(&mut self, quiet: &Quiet) {

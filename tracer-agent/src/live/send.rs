@@ -34,6 +34,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(8);
 
+/// After so long a batch is given up.
+const BATCH_MOST: Duration = Duration::from_secs(60);
+
 /// By which the exports of other tracers are known.
 const USER_AGENT: &str = concat!("tracer-otlp/", env!("CARGO_PKG_VERSION"));
 
@@ -76,6 +79,14 @@ impl Endpoint {
     }
 }
 
+/// A URL without the password that can be in it.
+fn shown(url: &str) -> String {
+    let Ok(mut url) = reqwest::Url::parse(url) else { return String::new() };
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.to_string().trim_end_matches('/').to_owned()
+}
+
 /// What became of the spans.
 #[derive(Debug, Default)]
 struct Counts {
@@ -99,7 +110,7 @@ impl Sender {
     pub fn start(endpoint: Endpoint) -> Result<Self> {
         let (queue, spans) = mpsc::channel(QUEUE);
         let counts = Arc::new(Counts::default());
-        let url = endpoint.url.clone();
+        let url = shown(&endpoint.url);
         let transport = Transport::new(&endpoint)?;
         let theirs = counts.clone();
         let thread = std::thread::Builder::new()
@@ -173,6 +184,7 @@ async fn deliver(route: &mut Route, batch: &[Span], counts: &Counts, spans: &mps
     let request = otlp::request(batch);
     let amount = batch.len() as u64;
     let mut pause = RETRY_FIRST;
+    let until = Instant::now() + BATCH_MOST;
     loop {
         let answer = tokio::time::timeout(REQUEST_TIMEOUT, route.export(&request)).await;
         match answer.unwrap_or_else(|_| Answer::Again("no answer in time".to_owned())) {
@@ -189,7 +201,7 @@ async fn deliver(route: &mut Route, batch: &[Span], counts: &Counts, spans: &mps
             }
             Answer::Again(reason) => {
                 tracing::debug!("the collector does not take spans now: {reason}");
-                if spans.is_closed() && pause > RETRY_FIRST {
+                if (spans.is_closed() && pause > RETRY_FIRST) || Instant::now() >= until {
                     counts.failed.fetch_add(amount, Relaxed);
                     return;
                 }

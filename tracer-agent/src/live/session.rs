@@ -7,11 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, RingBuf};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{clock, discover, facts, load::Probes, print::Printer, send::Sender};
+use super::{clock, discover, facts, gate::User, load::Probes, print::Printer, send::Sender};
 use crate::{
     capture::{self, Life, Record, own},
     pipeline::{Limits, Pipeline},
@@ -110,6 +110,10 @@ impl Session {
                     self.handle(&fact)?;
                 }
                 self.probes.select(*process)?;
+                // It may have ended before it was chosen: nobody would tell.
+                if !discover::exists(*process) {
+                    self.probes.deselect(*process);
+                }
             }
             chosen.extend(found);
         }
@@ -169,14 +173,12 @@ impl Session {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        if let Some(recording) = &mut self.outputs.recording {
-            recording.finish()?;
-        }
+        let recorded = self.outputs.finish_recording();
         let left = until.saturating_duration_since(Instant::now());
         let sent = self.outputs.sender.map(|sender| sender.finish(left));
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(500));
         let unprinted = self.outputs.printer.finish(left)?;
-        Ok(Finished { pipeline: self.pipeline, sent, unprinted, spans: self.spans })
+        Ok(Finished { pipeline: self.pipeline, sent, unprinted, recorded })
     }
 
     fn drain(&mut self, most: usize) -> Result<usize> {
@@ -190,9 +192,7 @@ impl Session {
                 continue;
             };
             let bytes = &bytes[..size(bytes)];
-            if let Some(recording) = &mut self.outputs.recording {
-                recording.write(bytes)?;
-            }
+            self.outputs.record(bytes);
             self.pipeline.handle_record(&record);
             let executed = match record {
                 Record::Process(Life::Executed, process) => Some(process.header.pid),
@@ -211,9 +211,7 @@ impl Session {
 
     /// The agent's own records take the way that those of the probes take.
     fn handle(&mut self, bytes: &[u8]) -> Result<()> {
-        if let Some(recording) = &mut self.outputs.recording {
-            recording.write(bytes)?;
-        }
+        self.outputs.record(bytes);
         self.pipeline.handle_record(&Record::parse(bytes)?);
         self.deliver();
         Ok(())
@@ -254,6 +252,23 @@ impl Session {
 }
 
 impl Outputs {
+    /// A disk that is full ends the recording, and nothing else.
+    fn record(&mut self, bytes: &[u8]) {
+        if let Some(recording) = &mut self.recording
+            && let Err(error) = recording.write(bytes)
+        {
+            recording.give_up(&error);
+        }
+    }
+
+    fn finish_recording(&mut self) -> bool {
+        let Some(recording) = &mut self.recording else { return true };
+        if let Err(error) = recording.finish() {
+            recording.give_up(&error);
+        }
+        !recording.broken
+    }
+
     pub fn deliver(&mut self, span: Span) {
         match &self.sender {
             Some(sender) => {
@@ -280,7 +295,8 @@ pub struct Finished {
     pub sent: Option<String>,
     /// Lines that nobody read in time.
     pub unprinted: u64,
-    pub spans: u64,
+    /// False if the capture file is not complete.
+    pub recorded: bool,
 }
 
 /// Bytes that records must have told of, by the kernel's counters.
@@ -301,31 +317,57 @@ fn size(bytes: &[u8]) -> usize {
 /// A capture file that is being written.
 pub struct Recording {
     out: std::io::BufWriter<std::fs::File>,
+    broken: bool,
 }
 
 impl Recording {
-    /// Only for its owner: it will hold what the processes sent and received.
+    /// Only for its owner: it will hold what the processes sent and received. A file that is there is
+    /// replaced, not written over: somebody may have it open. A device or a pipe is left as it is.
     pub fn create(path: &Path) -> Result<Self> {
-        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-        let file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)
-            .with_context(|| format!("{} cannot be written", path.display()))?;
-        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+        let owner = User::of_sudo();
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true);
+        let special = match std::fs::symlink_metadata(path) {
+            Ok(found) if found.is_file() => {
+                let own = rustix::process::geteuid().as_raw();
+                let users = owner.as_ref().map_or(own, |user| user.id);
+                if found.uid() != own && found.uid() != users {
+                    bail!("{} belongs to somebody else", path.display());
+                }
+                std::fs::remove_file(path).with_context(|| path.display().to_string())?;
+                false
+            }
+            Ok(found) if found.is_symlink() => bail!("{} is a symbolic link", path.display()),
+            Ok(found) => found.file_type().is_char_device() || found.file_type().is_fifo(),
+            Err(_) => false,
+        };
+        if !special {
+            options.create_new(true).mode(0o600);
+        }
+        let file = options.open(path).with_context(|| format!("{} cannot be written", path.display()))?;
+        if let Some(user) = owner.filter(|_| !special) {
+            std::os::unix::fs::fchown(&file, Some(user.id), Some(user.group))?;
+        }
         let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
         out.write_all(&capture::MAGIC)?;
-        Ok(Self { out })
+        Ok(Self { out, broken: false })
     }
 
-    fn write(&mut self, record: &[u8]) -> Result<()> {
+    fn write(&mut self, record: &[u8]) -> std::io::Result<()> {
+        if self.broken {
+            return Ok(());
+        }
         self.out.write_all(&capture::frame(record))?;
-        self.out.write_all(record).context("the capture file cannot be written")
+        self.out.write_all(record)
     }
 
-    fn finish(&mut self) -> Result<()> {
-        self.out.flush().context("the capture file cannot be written")
+    fn finish(&mut self) -> std::io::Result<()> {
+        if self.broken { Ok(()) } else { self.out.flush() }
+    }
+
+    fn give_up(&mut self, error: &std::io::Error) {
+        self.broken = true;
+        eprintln!("record: the capture file cannot be written any further: {error}");
     }
 }

@@ -87,6 +87,8 @@ struct Reader {
     content: u64,
     /// Something was missed since the last head, so the order of messages proves nothing.
     doubtful: bool,
+    /// A message of it was read.
+    spoke: bool,
 }
 
 #[derive(Default)]
@@ -190,9 +192,15 @@ impl Dialogue {
         self.lose(side);
     }
 
-    /// A head that is none: the connection is not what it seemed, unless something was missed.
+    /// A head that is none: the connection is not what it seemed, unless it was before, or something
+    /// was missed.
     fn invalid(&mut self, side: Side, reason: &'static str, input: &Input<'_>) -> Progress {
-        if !self.sides[side.index()].doubtful {
+        if side == Side::Request && !self.pending.is_empty() && !input.settled {
+            // It moved after an answer that is still to come: that may have switched the protocol.
+            return Progress::Wait;
+        }
+        let reader = &self.sides[side.index()];
+        if !reader.doubtful && !reader.spoke {
             return Progress::Invalid(reason);
         }
         self.lose(side);
@@ -206,7 +214,7 @@ impl Dialogue {
         };
         let Request { head, framing, method } = request;
         if self.pending.len() >= PENDING_MAX {
-            self.pending.pop_front();
+            return Progress::Invalid("more requests without a response than are followed");
         }
         let exchange = self.next;
         self.next += 1;
@@ -224,6 +232,11 @@ impl Dialogue {
         let reader = &mut self.sides[Side::Request.index()];
         reader.doubtful = false;
         reader.begin(Side::Request, Some(exchange), framing, end, events);
+        if framing == Framing::Broken {
+            self.cut(Side::Request, end, events);
+            // Nothing is missing but where it ends.
+            self.request_missed = false;
+        }
         Progress::Read { length: bytes.len() as u64, class: Class::Parsed }
     }
 
@@ -284,6 +297,9 @@ impl Dialogue {
             }
         } else {
             reader.begin(Side::Response, exchange, framing, end, events);
+            if framing == Framing::Broken {
+                self.cut(Side::Response, end, events);
+            }
         }
         Progress::Read { length: bytes.len() as u64, class: Class::Parsed }
     }
@@ -292,11 +308,12 @@ impl Dialogue {
     /// before it were missed. A request was read or written when the responses stood at `opposite`:
     /// where that is just here, the response is the next thing that was sent after it.
     fn place_after_gap(&self, asked: usize, start: u64) -> Option<usize> {
-        let mut places = (0..asked).filter(|place| self.pending[*place].opposite == start);
-        match (places.next(), places.next()) {
-            (Some(place), None) => Some(place),
-            _ => None,
-        }
+        let place = (0..asked).find(|place| self.pending[*place].opposite >= start)?;
+        // Two that were moved without an answer between them were sent without waiting: then the one
+        // that stands here may answer any of them.
+        let positions = self.pending.iter().take(asked).map(|pending| pending.opposite);
+        let waited = positions.clone().zip(positions.skip(1)).take(place + 1).all(|(a, b)| a < b);
+        (self.pending[place].opposite == start && waited).then_some(place)
     }
 
     fn read_body(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
@@ -411,6 +428,7 @@ impl Reader {
     ) {
         self.exchange = exchange;
         self.content = 0;
+        self.spoke = true;
         match Body::new(framing) {
             Some(body) => self.state = State::Body(body),
             None => self.end(side, at, true, events),

@@ -42,6 +42,8 @@ impl Body {
     pub(super) fn new(framing: Framing) -> Option<Self> {
         match framing {
             Framing::Length(0) | Framing::None | Framing::Interim | Framing::Switch => None,
+            // Whoever asks goes on to look for the next message.
+            Framing::Broken => Some(Body::UntilClose),
             Framing::Length(left) => Some(Body::Length { left }),
             Framing::Chunked => Some(Body::Chunked(Chunk::Size)),
             Framing::UntilClose => Some(Body::UntilClose),

@@ -9,6 +9,9 @@ use super::{
 const FIELDS_FEW: usize = 64;
 const FIELDS_MAX: usize = 4096;
 
+/// The longest text that a span carries: longer ones are cut, and the span says so.
+const TEXT_MAX: usize = 4096;
+
 /// A start line that looks right for so long is taken for one, and the longest method.
 const LINE_LONG: usize = 4096;
 const METHOD_MAX: usize = 32;
@@ -28,6 +31,8 @@ pub(super) enum Framing {
     Interim,
     /// 101, or 2xx to CONNECT.
     Switch,
+    /// The fields contradict each other, or say what nobody understands.
+    Broken,
 }
 
 pub(super) enum HeadError {
@@ -132,9 +137,19 @@ pub(super) fn detect_response(bytes: &[u8]) -> Verdict {
 }
 
 pub(super) fn parse_request(bytes: &[u8]) -> Result<Request, HeadError> {
+    let encoded;
+    let line = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
+    let bytes = if bytes[..line].is_ascii() {
+        bytes
+    } else {
+        encoded = percent_encoded(&bytes[..line], &bytes[line..]);
+        &encoded
+    };
     with_fields(|fields| {
+        let mut config = httparse::ParserConfig::default();
+        config.ignore_invalid_headers_in_requests(true);
         let mut request = httparse::Request::new(fields);
-        request.parse(bytes).map(|_| request_from(&request))
+        config.parse_request(&mut request, bytes).map(|_| request_from(&request))
     })?
 }
 
@@ -143,9 +158,24 @@ pub(super) fn parse_response(bytes: &[u8], method: Method) -> Result<Response, H
         let mut config = httparse::ParserConfig::default();
         config.allow_obsolete_multiline_headers_in_responses(true);
         config.allow_spaces_after_header_name_in_responses(true);
+        config.ignore_invalid_headers_in_responses(true);
         let mut response = httparse::Response::new(fields);
         config.parse_response(&mut response, bytes).map(|_| response_from(&response, method))
     })?
+}
+
+/// A start line with bytes that are not ASCII, as a URL would have them.
+fn percent_encoded(line: &[u8], rest: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(line.len() * 3 + rest.len());
+    for byte in line {
+        if byte.is_ascii() {
+            bytes.push(*byte);
+        } else {
+            bytes.extend_from_slice(format!("%{byte:02X}").as_bytes());
+        }
+    }
+    bytes.extend_from_slice(rest);
+    bytes
 }
 
 /// Parses with a few fields, and once more with many where those are not enough.
@@ -173,13 +203,14 @@ fn request_from(request: &httparse::Request<'_, '_>) -> Result<Request, HeadErro
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Err(HeadError::Malformed("a head without a start line"));
     };
-    let fields = Fields::of(request.headers)?;
-    let framing = if fields.chunked {
-        Framing::Chunked
-    } else if fields.transfer_encoding {
-        return Err(HeadError::Malformed("a request whose last transfer coding is not chunked"));
-    } else {
-        Framing::Length(fields.length.unwrap_or(0))
+    let fields = Fields::of(request.headers);
+    let framing = match fields.length {
+        _ if fields.chunked => Framing::Chunked,
+        // Chunked has to be the last coding of a request.
+        _ if fields.transfer_encoding => Framing::Broken,
+        Length::Contradictory => Framing::Broken,
+        Length::Known(length) => Framing::Length(length),
+        Length::Absent => Framing::Length(0),
     };
     let known = METHODS.contains(&method);
     let mut head = RequestHead {
@@ -198,7 +229,10 @@ fn request_from(request: &httparse::Request<'_, '_>) -> Result<Request, HeadErro
     if let Some(agent) = fields.user_agent {
         attributes.push(Attribute::text("user_agent.original", agent));
     }
-    let target = Target::of(target, method == "CONNECT");
+    if target.len() > TEXT_MAX {
+        attributes.push(Attribute::flag("tracer.truncated", true));
+    }
+    let target = Target::of(limited(target), method == "CONNECT");
     let authority = target.authority.or(fields.host.as_deref());
     let (host, port) = authority.map_or((None, None), split_authority);
     if let Some(host) = host {
@@ -237,7 +271,7 @@ fn response_from(response: &httparse::Response<'_, '_>, method: Method) -> Resul
     let Some(status) = response.code else {
         return Err(HeadError::Malformed("a head without a status"));
     };
-    let fields = Fields::of(response.headers)?;
+    let fields = Fields::of(response.headers);
     let framing = match status {
         101 => Framing::Switch,
         100..=199 => Framing::Interim,
@@ -246,7 +280,11 @@ fn response_from(response: &httparse::Response<'_, '_>, method: Method) -> Resul
         _ if method == Method::Head => Framing::None,
         _ if fields.chunked => Framing::Chunked,
         _ if fields.transfer_encoding => Framing::UntilClose,
-        _ => fields.length.map_or(Framing::UntilClose, Framing::Length),
+        _ => match fields.length {
+            Length::Contradictory => Framing::Broken,
+            Length::Known(length) => Framing::Length(length),
+            Length::Absent => Framing::UntilClose,
+        },
     };
     let text = format!("{status:03}");
     let head = ResponseHead {
@@ -262,7 +300,7 @@ fn response_from(response: &httparse::Response<'_, '_>, method: Method) -> Resul
 /// The fields that framing and the span need.
 #[derive(Default)]
 struct Fields {
-    length: Option<u64>,
+    length: Length,
     transfer_encoding: bool,
     chunked: bool,
     host: Option<String>,
@@ -270,18 +308,29 @@ struct Fields {
     parent: Option<TraceParent>,
 }
 
+#[derive(Clone, Copy, Default)]
+enum Length {
+    #[default]
+    Absent,
+    Known(u64),
+    /// Several that differ, or not a number.
+    Contradictory,
+}
+
 impl Fields {
-    fn of(headers: &[httparse::Header<'_>]) -> Result<Self, HeadError> {
+    fn of(headers: &[httparse::Header<'_>]) -> Self {
         let mut fields = Fields::default();
         let mut parents = 0;
         for header in headers {
             let value = header.value.trim_ascii();
             if header.name.eq_ignore_ascii_case("content-length") {
-                fields.add_length(value)?;
+                for part in value.split(|byte| *byte == b',') {
+                    fields.add_length(part.trim_ascii());
+                }
             } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
-                fields.transfer_encoding = true;
-                let last = value.rsplit(|byte| *byte == b',').next().unwrap_or_default();
-                fields.chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
+                for coding in value.split(|byte| *byte == b',') {
+                    fields.add_coding(coding.trim_ascii());
+                }
             } else if header.name.eq_ignore_ascii_case("host") {
                 fields.host.get_or_insert_with(|| text(value));
             } else if header.name.eq_ignore_ascii_case("user-agent") {
@@ -291,29 +340,37 @@ impl Fields {
                 fields.parent = trace_parent(value).filter(|_| parents == 1);
             }
         }
-        Ok(fields)
+        fields
     }
 
     /// The same length several times is one length (RFC 9112, section 6.3).
-    fn add_length(&mut self, value: &[u8]) -> Result<(), HeadError> {
-        for part in value.split(|byte| *byte == b',') {
-            let part = part.trim_ascii();
-            let length = std::str::from_utf8(part)
-                .ok()
-                .filter(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
-                .and_then(|part| part.parse().ok())
-                .ok_or(HeadError::Malformed("a content length that is not a number"))?;
-            if self.length.is_some_and(|before| before != length) {
-                return Err(HeadError::Malformed("two different content lengths"));
-            }
-            self.length = Some(length);
+    fn add_length(&mut self, value: &[u8]) {
+        let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+        let length = std::str::from_utf8(value).ok().filter(|_| digits).and_then(|value| value.parse().ok());
+        self.length = match (self.length, length) {
+            (Length::Absent, Some(length)) => Length::Known(length),
+            (Length::Known(before), Some(length)) if before == length => Length::Known(length),
+            _ => Length::Contradictory,
+        };
+    }
+
+    /// Identity is no coding, though some still send it (RFC 7230, appendix A.2).
+    fn add_coding(&mut self, coding: &[u8]) {
+        if coding.is_empty() || coding.eq_ignore_ascii_case(b"identity") {
+            return;
         }
-        Ok(())
+        self.transfer_encoding = true;
+        self.chunked = coding.eq_ignore_ascii_case(b"chunked");
     }
 }
 
 fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value).into_owned()
+    limited(&String::from_utf8_lossy(value)).to_owned()
+}
+
+/// The start of a text, as much of it as a span may carry.
+fn limited(text: &str) -> &str {
+    &text[..text.floor_char_boundary(TEXT_MAX)]
 }
 
 struct Target<'a> {
