@@ -1,0 +1,168 @@
+//! What a connection carries: asked of all protocols, of both directions, until one is sure.
+
+use tracer_common::connection::Direction;
+
+use super::tracked::{Run, Speaking, State, Tracked};
+use crate::{
+    connection::stream::{After, Missing},
+    protocol::{self, PROTOCOLS, Session, Side, Verdict},
+    stats::Bucket,
+};
+
+/// A start that is not told from others by then is of no known protocol.
+const DETECT_MAX: usize = 64 * 1024;
+
+impl Tracked {
+    /// Looks for the start of a protocol. Returns whether there is more to do.
+    pub(super) fn detect(&mut self, run: &mut Run<'_>) -> bool {
+        let known = self.connection.ends.as_ref().and_then(|ends| ends.request_direction());
+        let candidates = known.as_slice();
+        let candidates = if candidates.is_empty() { &Direction::BOTH[..] } else { candidates };
+        let mut went_on = false;
+        for requests in candidates {
+            match self.detect_in(*requests, run) {
+                Detected::Session(session) => {
+                    let speaking =
+                        Speaking { session, requests: *requests, confirmed: false, answered: false };
+                    self.state = State::Speaking(speaking);
+                    return true;
+                }
+                Detected::Skip(length) => {
+                    self.skip(*requests, length, run);
+                    went_on = true;
+                }
+                Detected::Unknown(bucket) if known.is_some() => {
+                    self.ignore(run, bucket);
+                    return false;
+                }
+                Detected::Unknown(bucket) => {
+                    // The other direction may be the one that asks.
+                    let other = self.connection.streams[requests.other().index()].readable().0;
+                    if !other.is_empty() && answers(other) != Verdict::Unsure {
+                        let asks = PROTOCOLS.iter().any(|p| p.detect(Side::Request, other) != Verdict::No);
+                        if !asks {
+                            self.ignore(run, bucket);
+                            return false;
+                        }
+                    }
+                }
+                Detected::Nothing => {}
+            }
+        }
+        went_on
+    }
+
+    fn detect_in(&mut self, requests: Direction, run: &mut Run<'_>) -> Detected {
+        let State::Detecting { seen } = &mut self.state else { return Detected::Nothing };
+        let [stream, answer] =
+            [requests, requests.other()].map(|direction| &self.connection.streams[direction.index()]);
+        let (bytes, after) = stream.readable();
+        let fresh = [stream.front() == 0, answer.front() == 0];
+        if bytes.is_empty() {
+            if let After::Gap(gap) = after {
+                return Detected::Skip(gap.length);
+            }
+            let (bytes, after) = answer.readable();
+            return match (bytes.is_empty(), after) {
+                // Answers to what was asked before are none of ours.
+                (true, After::Gap(gap)) => {
+                    let length = gap.length;
+                    self.skip(requests.other(), length, run);
+                    Detected::Nothing
+                }
+                (true, _) => Detected::Nothing,
+                (false, _) if fresh == [true; 2] && answers(bytes) == Verdict::No => {
+                    Detected::Unknown(unknown(bytes))
+                }
+                (false, _) => {
+                    let at = answer.front();
+                    let asked = if stream.started() { stream.end() } else { 0 };
+                    let Some(mark) = answer.marks().at(at).copied() else { return Detected::Nothing };
+                    if mark.opposite > asked {
+                        // What it answers did move: it is to come, or lost.
+                        self.wait_for(requests, mark.opposite);
+                        return Detected::Nothing;
+                    }
+                    if fresh == [true; 2] {
+                        return Detected::Nothing;
+                    }
+                    // What it answers was asked before this was seen.
+                    run.ledger.orphans += (answers(bytes) == Verdict::Yes) as u64;
+                    let length = (mark.end - at).min(bytes.len() as u64);
+                    self.skip(requests.other(), length, run);
+                    self.detect_in(requests, run)
+                }
+            };
+        }
+        // A long start that comes in small pieces is looked at when it has doubled.
+        let seen = &mut seen[requests.index()];
+        if after == After::More && *seen > 256 && bytes.len() < *seen * 2 && answer.readable().0.is_empty() {
+            return Detected::Nothing;
+        }
+        *seen = bytes.len();
+        let at_start = stream.marks().starts_at(stream.front());
+        let mut unsure = false;
+        for protocol in PROTOCOLS.iter().filter(|_| at_start) {
+            match protocol.detect(Side::Request, bytes) {
+                Verdict::Yes => return Detected::Session(protocol.session(fresh)),
+                Verdict::Unsure => unsure = true,
+                Verdict::No => {}
+            }
+        }
+        if unsure && after == After::More && bytes.len() <= DETECT_MAX {
+            return Detected::Nothing;
+        }
+        if unsure && bytes.len() <= DETECT_MAX {
+            // A gap hides how it goes on.
+            return Detected::Skip(bytes.len() as u64);
+        }
+        if fresh[0] {
+            return Detected::Unknown(unknown(bytes));
+        }
+        *seen = 0;
+        let record = stream
+            .marks()
+            .next_start(stream.front())
+            .map_or(bytes.len() as u64, |next| next - stream.front());
+        Detected::Skip(record.min(bytes.len() as u64).max(1))
+    }
+
+    /// Bytes, or those of a gap, that no protocol was found in.
+    fn skip(&mut self, direction: Direction, length: u64, run: &mut Run<'_>) {
+        let stream = &mut self.connection.streams[direction.index()];
+        let (bytes, after) = stream.readable();
+        match (bytes.is_empty(), after) {
+            (false, _) => run.ledger.bytes.add(Bucket::Unknown, length),
+            (true, After::Gap(gap)) if gap.missing == Missing::NotCopied => {
+                run.ledger.bytes.add(Bucket::NotCopied, length);
+            }
+            _ => run.ledger.holes += length,
+        }
+        stream.advance(length);
+    }
+}
+
+enum Detected {
+    Session(Box<dyn Session>),
+    /// So much from the front holds no start.
+    Skip(u64),
+    Unknown(Bucket),
+    Nothing,
+}
+
+/// Whether a response of any protocol starts here.
+fn answers(bytes: &[u8]) -> Verdict {
+    let mut all = Verdict::No;
+    for protocol in PROTOCOLS {
+        match protocol.detect(Side::Response, bytes) {
+            Verdict::Yes => return Verdict::Yes,
+            Verdict::Unsure => all = Verdict::Unsure,
+            Verdict::No => {}
+        }
+    }
+    all
+}
+
+fn unknown(bytes: &[u8]) -> Bucket {
+    if protocol::is_encrypted(bytes) { Bucket::Encrypted } else { Bucket::Unknown }
+}

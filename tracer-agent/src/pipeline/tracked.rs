@@ -1,0 +1,379 @@
+//! A connection with what is made of it, from the first byte to the last.
+
+use std::collections::VecDeque;
+
+use tracer_common::{connection::Direction, record::Closed};
+
+use super::OpenExchange;
+use crate::{
+    connection::{
+        Connection,
+        stream::{After, Ending, Missing},
+    },
+    enrich::process::Processes,
+    exchange::{Exchange, Exchanges, Outcome},
+    protocol::{Class, Event, Input, Progress, Session, Side, What},
+    span::{Kind, Span, Spans},
+    stats::{Bucket, Ledger, Tally},
+};
+
+/// Bytes that one connection may hold.
+pub(super) const CONNECTION_HELD_MAX: usize = 4 << 20;
+
+/// About what a connection takes besides the bytes that it holds.
+pub(super) const CONNECTION_COST: usize = 1024;
+
+/// Content ahead that is worth a word to the kernel.
+const QUIET_MIN: u64 = 64 * 1024;
+
+/// A connection with what is made of it.
+#[derive(Default)]
+pub(super) struct Tracked {
+    pub(super) connection: Connection,
+    pub(super) state: State,
+    pub(super) exchanges: Exchanges,
+    /// What was read while it is not sure what it is.
+    pub(super) unsure: Tally,
+    /// A message waits for bytes of this direction, up to this position, since this time.
+    pub(super) wait: Option<(Direction, u64, u64)>,
+    /// As last added to the sum.
+    pub(super) held: usize,
+    /// By direction, until where the kernel was told that it need not copy.
+    pub(super) quiet: [u64; 2],
+}
+
+pub(super) enum State {
+    Detecting {
+        /// By direction, how many bytes were looked at in vain.
+        seen: [usize; 2],
+    },
+    Speaking(Speaking),
+    /// What it carries cannot be told; bytes are counted here.
+    Ignored(Bucket),
+}
+
+pub(super) struct Speaking {
+    pub(super) session: Box<dyn Session>,
+    pub(super) requests: Direction,
+    /// Both sides were seen to speak it.
+    pub(super) confirmed: bool,
+    /// Bytes of responses were given to the session.
+    pub(super) answered: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State::Detecting { seen: [0; 2] }
+    }
+}
+
+/// What the work on a connection reaches of the pipeline.
+pub(super) struct Run<'a> {
+    pub(super) ledger: &'a mut Ledger,
+    pub(super) processes: &'a mut Processes,
+    pub(super) spans: &'a mut Spans,
+    pub(super) output: &'a mut VecDeque<Span>,
+    pub(super) open: &'a mut Vec<OpenExchange>,
+}
+
+impl Run<'_> {
+    pub(super) fn emit(&mut self, exchange: Exchange, connection: &Connection, requests: Direction) {
+        let kind = kind(requests);
+        self.ledger.exchanges += 1;
+        self.ledger.partial += (exchange.cut != [false; 2]) as u64;
+        let resource = self.processes.resource(exchange.process);
+        self.output.push_back(self.spans.make(exchange, kind, connection.ends.as_ref(), resource));
+    }
+
+    pub(super) fn report_open(&mut self, tracked: &Tracked, now: u64) {
+        let State::Speaking(speaking) = &tracked.state else { return };
+        if !speaking.confirmed {
+            return;
+        }
+        for (exchange, answered) in tracked.exchanges.open() {
+            self.open.push(OpenExchange {
+                operation: exchange.request.operation.clone(),
+                target: exchange.request.target.clone(),
+                kind: kind(speaking.requests),
+                age: now.saturating_sub(exchange.request_start),
+                status: exchange.response.as_ref().map(|response| response.status.clone()),
+                answered,
+                peer: tracked.connection.ends.as_ref().map(|ends| ends.peer.to_string()),
+                resource: self.processes.resource(exchange.process),
+            });
+        }
+    }
+}
+
+fn kind(requests: Direction) -> Kind {
+    match requests {
+        Direction::Sent => Kind::Client,
+        Direction::Received => Kind::Server,
+    }
+}
+
+impl Tracked {
+    pub(super) fn cost(&self) -> usize {
+        let session = match &self.state {
+            State::Speaking(speaking) => speaking.session.held(),
+            _ => 0,
+        };
+        CONNECTION_COST + self.connection.held() + self.exchanges.held() + session
+    }
+
+    /// The kernel need not copy what lies before this position; 0 if there is nothing to save.
+    pub(super) fn quiet_until(&self, direction: Direction) -> u64 {
+        match &self.state {
+            State::Ignored(_) => u64::MAX,
+            State::Speaking(speaking) if self.connection.positions_are_the_kernels() => {
+                let side = if direction == speaking.requests { Side::Request } else { Side::Response };
+                let front = self.connection.streams[direction.index()].front();
+                let ahead = speaking.session.content_ahead(side);
+                if ahead >= QUIET_MIN { front.saturating_add(ahead) } else { 0 }
+            }
+            _ => 0,
+        }
+    }
+
+    pub(super) fn waits_since(&self) -> Option<u64> {
+        let message = self.wait.map(|(_, _, since)| since);
+        message.into_iter().chain(self.connection.hole_since()).min()
+    }
+
+    /// Reads whatever can be read.
+    pub(super) fn advance(&mut self, run: &mut Run<'_>) {
+        loop {
+            let went_on = match self.state {
+                State::Detecting { .. } => self.detect(run),
+                State::Speaking(_) => self.read(run),
+                State::Ignored(_) => false,
+            };
+            if !went_on {
+                return;
+            }
+        }
+    }
+
+    /// Lets the session read both sides. Returns whether it got on.
+    fn read(&mut self, run: &mut Run<'_>) -> bool {
+        let mut went_on = false;
+        for side in Side::BOTH {
+            let mut still = 0;
+            while still < 4 {
+                match self.read_step(side, run) {
+                    Some(0) => still += 1,
+                    Some(_) => (went_on, still) = (true, 0),
+                    None => break,
+                }
+            }
+        }
+        went_on && matches!(self.state, State::Speaking(_))
+    }
+
+    /// One step of one side. Returns how much was taken; None if it needs more.
+    fn read_step(&mut self, side: Side, run: &mut Run<'_>) -> Option<u64> {
+        let State::Speaking(speaking) = &mut self.state else { return None };
+        let direction = match side {
+            Side::Request => speaking.requests,
+            Side::Response => speaking.requests.other(),
+        };
+        let stream = &self.connection.streams[direction.index()];
+        let other = &self.connection.streams[direction.other().index()];
+        let (bytes, after) = stream.readable();
+        if bytes.is_empty() && after == After::More {
+            return None;
+        }
+        let marks = stream.marks();
+        let opposite = marks.at(stream.front()).map_or(0, |mark| mark.opposite);
+        let settled = other.end() >= opposite || other.ending() == Some(Ending::Closed);
+        let input = Input { position: stream.front(), bytes, after, marks, settled };
+        speaking.answered |= side == Side::Response && !bytes.is_empty();
+        let mut events = Vec::new();
+        let progress = speaking.session.read(side, &input, &mut events);
+        let requests = speaking.requests;
+        for event in events {
+            self.handle_event(event, requests, run);
+        }
+        match progress {
+            Progress::Read { length, class } => {
+                self.wait = None;
+                self.take(direction, length, class, run);
+                return Some(length);
+            }
+            Progress::NeedMore => {}
+            Progress::Wait => self.wait_for(direction.other(), opposite),
+            Progress::Switch(_) => self.leave(Bucket::Unknown, run),
+            Progress::Invalid(_) => self.leave(Bucket::Unparsed, run),
+        }
+        None
+    }
+
+    /// Nothing gets on before the direction was read up to the position.
+    pub(super) fn wait_for(&mut self, direction: Direction, position: u64) {
+        let since = match self.wait {
+            Some((waits, _, since)) if waits == direction => since,
+            _ => self.connection.last_time,
+        };
+        self.wait = Some((direction, position, since));
+    }
+
+    fn handle_event(&mut self, event: Event, requests: Direction, run: &mut Run<'_>) {
+        if let What::Response(_) = event.what
+            && let State::Speaking(speaking) = &mut self.state
+            && !speaking.confirmed
+        {
+            speaking.confirmed = true;
+            run.ledger.bytes.merge(&std::mem::take(&mut self.unsure));
+        }
+        let direction = match event.side {
+            Side::Request => requests,
+            Side::Response => requests.other(),
+        };
+        let marks = self.connection.streams[direction.index()].marks();
+        if let Some(exchange) = self.exchanges.handle_event(event, marks) {
+            run.emit(exchange, &self.connection, requests);
+        }
+        run.ledger.orphans += std::mem::take(&mut self.exchanges.orphans);
+    }
+
+    /// Takes what the session has read, and counts it.
+    fn take(&mut self, direction: Direction, length: u64, class: Class, run: &mut Run<'_>) {
+        let stream = &mut self.connection.streams[direction.index()];
+        let (bytes, after) = stream.readable();
+        let confirmed = matches!(&self.state, State::Speaking(speaking) if speaking.confirmed);
+        let tally = if confirmed { &mut run.ledger.bytes } else { &mut self.unsure };
+        match (bytes.is_empty(), after) {
+            (true, After::Gap(gap)) => match gap.missing {
+                Missing::Lost => run.ledger.holes += length,
+                Missing::NotCopied if class == Class::Body => tally.add(Bucket::Body, length),
+                Missing::NotCopied => tally.add(Bucket::NotCopied, length),
+            },
+            _ => tally.add(class.into(), length),
+        }
+        stream.advance(length);
+    }
+
+    /// The session cannot go on. What it had said stands only if both sides had agreed.
+    fn leave(&mut self, bucket: Bucket, run: &mut Run<'_>) {
+        let State::Speaking(speaking) = &self.state else { return };
+        if !speaking.confirmed {
+            return self.ignore(run, Bucket::Unknown);
+        }
+        let requests = speaking.requests;
+        for mut exchange in self.exchanges.finish(Outcome::Hidden, self.connection.last_time) {
+            exchange.cut[Side::Response.index()] |= exchange.outcome == Outcome::Hidden;
+            run.emit(exchange, &self.connection, requests);
+        }
+        self.ignore(run, bucket);
+    }
+
+    /// What is held is counted, and what follows will be.
+    pub(super) fn ignore(&mut self, run: &mut Run<'_>, bucket: Bucket) {
+        let bucket = match &self.state {
+            State::Speaking(speaking) if !speaking.confirmed => {
+                // It was taken for something that it is not.
+                let mistaken = std::mem::take(&mut self.unsure);
+                let not_copied = mistaken.get(Bucket::NotCopied);
+                run.ledger.bytes.add(Bucket::NotCopied, not_copied);
+                run.ledger.bytes.add(Bucket::Unknown, mistaken.sum() - not_copied);
+                if bucket == Bucket::OverLimit { bucket } else { Bucket::Unknown }
+            }
+            State::Detecting { .. } if bucket == Bucket::Unparsed => Bucket::Unknown,
+            _ => bucket,
+        };
+        self.exchanges.forget();
+        self.wait = None;
+        for stream in &mut self.connection.streams {
+            let (bytes, not_copied) = stream.drain();
+            run.ledger.bytes.add(bucket, bytes);
+            run.ledger.bytes.add(Bucket::NotCopied, not_copied);
+        }
+        self.state = State::Ignored(bucket);
+    }
+
+    /// What was waited for will not come.
+    pub(super) fn give_up_waiting(&mut self, run: &mut Run<'_>) {
+        loop {
+            let mut gave_up = false;
+            let time = self.connection.last_time;
+            if let Some((direction, position, _)) = self.wait.take() {
+                gave_up |= self.connection.streams[direction.index()].reach(position, time);
+            }
+            for stream in &mut self.connection.streams {
+                gave_up |= stream.give_up_hole(time);
+            }
+            self.advance(run);
+            if !gave_up {
+                return;
+            }
+        }
+    }
+
+    /// Too much is held: first what is waited for goes, then the connection.
+    pub(super) fn overflow(&mut self, run: &mut Run<'_>) {
+        self.give_up_waiting(run);
+        if self.cost() > CONNECTION_HELD_MAX + CONNECTION_COST {
+            let unanswered = !self.exchanges.is_empty();
+            self.leave(Bucket::OverLimit, run);
+            self.ignore(run, Bucket::OverLimit);
+            // What comes later may be told again, where no answers are due that nobody waits for.
+            if !unanswered {
+                self.state = State::default();
+            }
+        }
+    }
+
+    /// A whole request without any answer is an exchange too, if nothing speaks against it.
+    pub(super) fn confirm_by_silence(&mut self, run: &mut Run<'_>) {
+        if let State::Speaking(speaking) = &mut self.state
+            && !speaking.answered
+        {
+            speaking.confirmed = true;
+            run.ledger.bytes.merge(&std::mem::take(&mut self.unsure));
+        }
+    }
+
+    pub(super) fn close(&mut self, closed: Option<&Closed>, run: &mut Run<'_>) {
+        if let Some(closed) = closed {
+            // Bytes can have moved last that were not told of.
+            let (connection, time) = (&mut self.connection, closed.header.time);
+            connection.last_time = time;
+            for direction in Direction::BOTH {
+                let last = closed.positions[direction.index()];
+                // Nothing moved that way, as far as the probes saw.
+                if last > 0 {
+                    let position = connection.position(direction, last, closed.bases);
+                    connection.streams[direction.index()].reach(position, time);
+                }
+            }
+        }
+        self.give_up_waiting(run);
+        for stream in &mut self.connection.streams {
+            stream.finish(Ending::Closed);
+        }
+        self.advance(run);
+        self.confirm_by_silence(run);
+        if let State::Speaking(speaking) = &self.state
+            && speaking.confirmed
+        {
+            let requests = speaking.requests;
+            let (outcome, time) = self.broken(requests);
+            for exchange in self.exchanges.finish(outcome, time) {
+                run.emit(exchange, &self.connection, requests);
+            }
+        }
+        self.ignore(run, Bucket::Unparsed);
+    }
+
+    /// How exchanges broke off that were not over when the connection was, by who ended it first.
+    fn broken(&self, requests: Direction) -> (Outcome, u64) {
+        match self.connection.first_end {
+            Some(end) if end.side == requests => (Outcome::Aborted, end.time),
+            Some(end) if end.reset => (Outcome::Reset, end.time),
+            Some(end) => (Outcome::Closed, end.time),
+            // Closed here, and the kernel told of no end before.
+            None if requests == Direction::Sent => (Outcome::Aborted, self.connection.last_time),
+            None => (Outcome::Closed, self.connection.last_time),
+        }
+    }
+}
