@@ -131,7 +131,9 @@ fn explain(name: &str, error: ProgramError) -> anyhow::Error {
             let what = format!("the kernel refuses the probe {name} (TRACER_LOG=debug says more)");
             anyhow::Error::new(io_error).context(what)
         }
-        other => anyhow::Error::new(other).context(format!("the probe {name} cannot be loaded")),
+        other => anyhow::Error::new(other).context(format!(
+            "this kernel has no tracepoint {name} for a probe (Linux 6.3 or later is needed)"
+        )),
     }
 }
 
