@@ -48,12 +48,11 @@ const POSITION_MAX: u64 = 1 << 62;
 /// Words to the kernel that wait for somebody to take them: a replay takes none.
 const QUIET_MAX: usize = 1024;
 
-/// What the kernel need not copy: bytes of this direction that lie before the position.
+/// What the kernel need not copy: bytes that lie before the position, by direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quiet {
     pub cookie: u64,
-    pub direction: Direction,
-    pub until: u64,
+    pub until: [u64; 2],
 }
 
 /// An exchange that was not over when the capture ended.
@@ -297,13 +296,11 @@ impl Pipeline {
             open: &mut self.open,
         };
         work(tracked, &mut run);
-        for direction in Direction::BOTH {
-            let until = tracked.quiet_until(direction);
-            let told = &mut tracked.quiet[direction.index()];
-            if until > *told {
-                *told = until;
-                self.quiet.push_back(Quiet { cookie, direction, until });
-            }
+        let until = Direction::BOTH
+            .map(|direction| tracked.quiet_until(direction).max(tracked.quiet[direction.index()]));
+        if until != tracked.quiet {
+            tracked.quiet = until;
+            self.quiet.push_back(Quiet { cookie, until });
         }
         if self.quiet.len() > QUIET_MAX {
             self.quiet.pop_front();

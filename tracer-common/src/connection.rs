@@ -68,7 +68,12 @@ pub struct ConnectionState {
     /// By direction, where the last call ended, and the bases that this was counted with.
     pub positions: [u64; 2],
     pub bases: [u32; 2],
-    /// By direction: calls that end before this position are told by their length alone. The agent
-    /// sets it, for content that it knows the length of and for connections that it cannot read.
-    pub quiet: [u64; 2],
 }
+
+/// Value of the map of what need not be copied, by socket cookie, which the agent alone writes. By
+/// direction: calls that end at or before this position are told by their length alone; for content
+/// that the agent knows the length of, and for connections that it cannot read.
+pub type Quiet = [u64; 2];
+
+/// Shorter calls are not looked up: to copy them costs no more.
+pub const QUIET_CALL_MIN: u32 = 512;

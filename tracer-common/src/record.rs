@@ -95,7 +95,7 @@ pub mod omitted {
     pub const DISCARDED: u8 = 5;
     /// More pieces than [`crate::config::IOVECS_PER_CALL`].
     pub const IOVECS: u8 = 6;
-    /// The agent asked for lengths alone ([`crate::connection::ConnectionState::quiet`]).
+    /// The agent asked for lengths alone ([`crate::connection::Quiet`]).
     pub const QUIET: u8 = 7;
     /// The ring is filling: only the start of a call is copied, where heads are.
     pub const CROWDED: u8 = 8;

@@ -4,7 +4,10 @@ use aya_ebpf::{
     macros::map,
     maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
-use tracer_common::{config::Counter, connection::ConnectionState};
+use tracer_common::{
+    config::Counter,
+    connection::{ConnectionState, Quiet},
+};
 
 /// Chosen processes: tgid to flags (`tracer_common::config::selected`).
 #[map]
@@ -13,6 +16,10 @@ pub(crate) static SELECTED: HashMap<u32, u32> = HashMap::with_max_entries(65536,
 /// Connections with a record, by socket cookie.
 #[map]
 pub(crate) static CONNECTIONS: LruHashMap<u64, ConnectionState> = LruHashMap::with_max_entries(131_072, 0);
+
+/// What need not be copied of a connection; written by the agent.
+#[map]
+pub(crate) static QUIET: LruHashMap<u64, Quiet> = LruHashMap::with_max_entries(16384, 0);
 
 /// The way to the agent, who sets the size.
 #[map]

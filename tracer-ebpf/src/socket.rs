@@ -7,13 +7,13 @@ use aya_ebpf::{
 };
 use tracer_common::{
     config::Counter,
-    connection::{AF_INET6, ConnectionState, Direction, Role},
+    connection::{AF_INET6, ConnectionState, Direction, QUIET_CALL_MIN, Role},
     record::{Closed, Data, Ended, Header, Opened, Shut, kind, omitted},
 };
 
 use crate::{
     emit,
-    maps::{CONNECTIONS, count},
+    maps::{CONNECTIONS, QUIET, count},
     memory::{Typed, read_kernel},
     offset, select, syscall,
 };
@@ -57,6 +57,7 @@ pub fn tcp_destroy_sock(context: BtfTracePointContext) -> i32 {
     // SAFETY: the value is copied at once.
     let Some(state) = (unsafe { CONNECTIONS.get(&cookie) }).copied() else { return 0 };
     let _ = CONNECTIONS.remove(&cookie);
+    let _ = QUIET.remove(&cookie);
     // What the socket says now is no evidence: a disconnect has moved its numbers on.
     emit::fixed(|record: &mut Closed| {
         *record = Closed {
@@ -171,8 +172,7 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
         return 0;
     }
     let call = syscall::current();
-    let quiet = if sent { state.quiet[0] } else { state.quiet[1] };
-    let buffer = if position <= quiet {
+    let buffer = if is_quiet(cookie, sent, position, result as u32) {
         syscall::Buffer::none(omitted::QUIET)
     } else if !sent && flags & MSG_TRUNC != 0 {
         syscall::Buffer::none(omitted::DISCARDED)
@@ -194,6 +194,19 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
     };
     emit::data(&first, buffer, result as u32);
     0
+}
+
+/// Whether the agent wants no more than the length of a call that ends at the position.
+#[inline(always)]
+fn is_quiet(cookie: u64, sent: bool, position: u64, length: u32) -> bool {
+    if length < QUIET_CALL_MIN {
+        return false;
+    }
+    // SAFETY: the value is copied at once.
+    match unsafe { QUIET.get(&cookie) } {
+        Some(until) => position <= if sent { until[0] } else { until[1] },
+        None => false,
+    }
 }
 
 #[inline(always)]

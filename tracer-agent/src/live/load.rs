@@ -9,9 +9,8 @@ use aya::{
 };
 use tracer_common::{
     config::{Counter, selected},
-    connection::ConnectionState,
+    connection,
 };
-use zerocopy::{FromBytes, IntoBytes};
 
 use super::layout;
 use crate::pipeline::Quiet;
@@ -39,11 +38,8 @@ pub struct Probes {
     ebpf: Ebpf,
     selected: HashMap<MapData, u32, u32>,
     counters: PerCpuArray<MapData, u64>,
-    connections: HashMap<MapData, u64, State>,
+    quiet: HashMap<MapData, u64, connection::Quiet>,
 }
-
-/// A value of the map of connections, as bytes.
-type State = [u8; size_of::<ConnectionState>()];
 
 impl Probes {
     /// Loads and attaches everything. `ring` is a power of two.
@@ -61,7 +57,7 @@ impl Probes {
         };
         let selected = HashMap::try_from(map(&mut ebpf, "SELECTED")?)?;
         let counters = PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?)?;
-        let connections = HashMap::try_from(map(&mut ebpf, "CONNECTIONS")?)?;
+        let quiet = HashMap::try_from(map(&mut ebpf, "QUIET")?)?;
         let records = RingBuf::try_from(map(&mut ebpf, "RECORDS")?)?;
         for name in PROGRAMS {
             let program: &mut BtfTracePoint = ebpf
@@ -71,7 +67,7 @@ impl Probes {
             program.load(name, &btf).map_err(|error| refused(explain(name, error)))?;
             program.attach().with_context(|| format!("the probe {name} cannot be attached"))?;
         }
-        Ok((Self { ebpf, selected, counters, connections }, records))
+        Ok((Self { ebpf, selected, counters, quiet }, records))
     }
 
     pub fn select(&mut self, process: u32) -> Result<()> {
@@ -82,17 +78,9 @@ impl Probes {
         let _ = self.selected.remove(&process);
     }
 
-    /// Tells the probes what they need not copy. The connection may be gone, or change meanwhile: what
-    /// is lost then is a saving, or where its last call ended.
+    /// Tells the probes what they need not copy. What fails is a saving.
     pub fn quiet(&mut self, quiet: &Quiet) {
-        const EXISTING: u64 = 2; // BPF_EXIST
-        let Ok(bytes) = self.connections.get(&quiet.cookie, 0) else { return };
-        let Ok(mut state) = ConnectionState::read_from_bytes(&bytes) else { return };
-        state.quiet[quiet.direction.index()] = quiet.until;
-        let mut bytes = [0; size_of::<ConnectionState>()];
-        if state.write_to(&mut bytes).is_ok() {
-            let _ = self.connections.insert(quiet.cookie, bytes, EXISTING);
-        }
+        let _ = self.quiet.insert(quiet.cookie, quiet.until, 0);
     }
 
     /// Whether any chosen process is left.
