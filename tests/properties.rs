@@ -324,8 +324,7 @@ fn memory_is_bounded() {
     assert!(ledger.evicted > 0 && ledger.bytes.get(Bucket::OverLimit) > 0, "{ledger:?}");
 }
 
-/// The cost of a head in one-byte pieces grows with its length, not with its square: each byte is
-/// looked at a few times. Counted in bytes searched would need a probe; so by ratio in one run.
+/// Also in one-byte pieces; a cost that grew with the square of the length would show as minutes here.
 #[test]
 fn a_long_head_in_small_pieces_is_whole() {
     for length in [1_000, 64_000] {

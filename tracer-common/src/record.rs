@@ -191,8 +191,6 @@ pub struct Clock {
 pub enum FactKey {
     /// Name of the executable file.
     Executable = 1,
-    /// For people; it can hold secrets and is not exported.
-    CommandLine = 2,
     /// The process's own `OTEL_SERVICE_NAME`.
     ServiceName = 3,
     /// The process's own `OTEL_RESOURCE_ATTRIBUTES`.
@@ -206,9 +204,8 @@ pub enum FactKey {
 }
 
 impl FactKey {
-    pub const ALL: [FactKey; 7] = [
+    pub const ALL: [FactKey; 6] = [
         Self::Executable,
-        Self::CommandLine,
         Self::ServiceName,
         Self::ResourceAttributes,
         Self::Cgroup,
