@@ -9,7 +9,7 @@ use tracer_common::{
     record::Opened,
 };
 
-use self::stream::{Inserted, Mark, Stream};
+use self::stream::{Mark, Stream};
 
 /// What does not change while a connection lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,15 +58,15 @@ pub struct Arrival {
 }
 
 /// Both directions of a connection.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Connection {
     pub ends: Option<Ends>,
     pub streams: [Stream; 2],
     /// By direction, the sequence number that positions are counted from. A base of a later record
     /// can differ (the kernel's sums are read while they change): sequence numbers cannot.
     bases: [Option<u32>; 2],
-    /// All records had the same bases, so positions here are those of the kernel.
-    same_bases: bool,
+    /// Records had different bases, so positions here are not those of the kernel.
+    bases_differ: bool,
     pub last_time: u64,
     pub process: u32,
     /// Which side was the first to end it.
@@ -82,26 +82,14 @@ pub struct FirstEnd {
 }
 
 impl Connection {
-    pub fn new() -> Self {
-        Self {
-            ends: None,
-            streams: Default::default(),
-            bases: [None; 2],
-            same_bases: true,
-            last_time: 0,
-            process: 0,
-            first_end: None,
-        }
-    }
-
     pub fn open(&mut self, opened: &Opened) {
         self.ends = Some(Ends::of(opened));
         self.process = opened.header.pid;
         self.last_time = opened.header.time;
     }
 
-    /// `length` bytes moved, of which `bytes` were copied.
-    pub fn insert(&mut self, arrival: &Arrival, bytes: &[u8], length: u64) -> Inserted {
+    /// `length` bytes moved, of which `bytes` were copied. Returns how many were there already.
+    pub fn insert(&mut self, arrival: &Arrival, bytes: &[u8], length: u64) -> u64 {
         self.last_time = arrival.time;
         self.process = arrival.process;
         let position = self.position(arrival.direction, arrival.position, arrival.bases);
@@ -110,7 +98,7 @@ impl Connection {
         self.streams[arrival.direction.index()].insert(position, bytes, length, mark)
     }
 
-    pub fn mark(&mut self, arrival: &Arrival, end: u64) -> Mark {
+    fn mark(&mut self, arrival: &Arrival, end: u64) -> Mark {
         let opposite = self.position(arrival.direction.other(), arrival.opposite, arrival.bases);
         Mark { end, time: arrival.time, opposite, process: arrival.process }
     }
@@ -119,7 +107,7 @@ impl Connection {
     pub fn position(&mut self, direction: Direction, position: u64, bases: [u32; 2]) -> u64 {
         let theirs = bases[direction.index()];
         let ours = *self.bases[direction.index()].get_or_insert(theirs);
-        self.same_bases &= ours == theirs;
+        self.bases_differ |= ours != theirs;
         // The sequence number is right; the record's position is near enough for the upper half.
         let low = (position as u32).wrapping_add(theirs).wrapping_sub(ours);
         let shift = low.wrapping_sub(position as u32) as i32;
@@ -128,7 +116,7 @@ impl Connection {
 
     /// Whether a position means the same to the kernel.
     pub fn positions_are_the_kernels(&self) -> bool {
-        self.same_bases
+        !self.bases_differ
     }
 
     /// A side has ended the connection; the first counts. A reset tells more than the end before it.
@@ -143,11 +131,5 @@ impl Connection {
 
     pub fn hole_since(&self) -> Option<u64> {
         self.streams.iter().filter_map(Stream::hole_since).min()
-    }
-}
-
-impl Default for Connection {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -129,7 +129,7 @@ impl Pipeline {
             .collect();
         for cookie in due {
             self.waiting.remove(&cookie);
-            self.with(cookie, |tracked, run| tracked.give_up_waiting(run));
+            self.with_known(cookie, |tracked, run| tracked.give_up_waiting(run));
         }
     }
 
@@ -192,8 +192,8 @@ impl Pipeline {
                 run.ledger.bytes.add(bucket, data.length.into());
                 return;
             }
-            let inserted = tracked.connection.insert(&arrival, payload, data.length.into());
-            run.ledger.bytes.add(Bucket::Overlap, inserted.overlap);
+            let overlap = tracked.connection.insert(&arrival, payload, data.length.into());
+            run.ledger.bytes.add(Bucket::Overlap, overlap);
             tracked.advance(run);
         });
     }
@@ -203,9 +203,6 @@ impl Pipeline {
         let Some(direction) = Direction::from_wire(ended.direction).filter(|_| !far) else {
             return self.handle_damage();
         };
-        if !self.connections.contains_key(&ended.cookie) {
-            return;
-        }
         let time = ended.header.time;
         let ending = match -ended.result {
             0 => Ending::Eof,
@@ -213,7 +210,7 @@ impl Pipeline {
             // The call failed, and the connection did not.
             _ => return,
         };
-        self.with(ended.cookie, |tracked, run| {
+        self.with_known(ended.cookie, |tracked, run| {
             let connection = &mut tracked.connection;
             connection.last_time = time;
             // A failed send says that the peer is gone; what it sent before can still be read.
@@ -232,10 +229,7 @@ impl Pipeline {
         let Some(side) = Direction::from_wire(shut.direction).filter(|_| !far) else {
             return self.handle_damage();
         };
-        if !self.connections.contains_key(&shut.cookie) {
-            return;
-        }
-        self.with(shut.cookie, |tracked, run| {
+        self.with_known(shut.cookie, |tracked, run| {
             tracked.connection.end(side, shut.reset != 0, shut.header.time);
             if side == Direction::Sent {
                 // Whatever was to be sent was: the end follows it.
@@ -254,16 +248,15 @@ impl Pipeline {
         if closed.positions.iter().any(|position| *position > POSITION_MAX) {
             return self.handle_damage();
         }
-        if self.connections.contains_key(&closed.cookie) {
-            self.remove(closed.cookie, Some(closed));
-        }
+        self.with_known(closed.cookie, |tracked, run| tracked.close(Some(closed), run));
+        self.forget(closed.cookie);
     }
 
     fn finish(&mut self, now: u64) {
         self.finished = true;
         let cookies: Vec<u64> = self.connections.keys().copied().collect();
         for cookie in cookies {
-            self.with(cookie, |tracked, run| {
+            self.with_known(cookie, |tracked, run| {
                 if let Some(time) = run.processes.ended(tracked.connection.process) {
                     // The kernel may take its time with the socket of a process that is gone.
                     tracked.connection.end(Direction::Sent, false, time);
@@ -274,52 +267,56 @@ impl Pipeline {
                 run.report_open(tracked, now);
                 tracked.ignore(run, Bucket::Unparsed);
             });
-            self.connections.remove(&cookie);
+            self.forget(cookie);
         }
         self.open.sort_by_key(|open| std::cmp::Reverse(open.age));
-        self.waiting.clear();
-        self.held = 0;
+    }
+
+    /// As [`Self::with`], for what says nothing of a connection that is not known.
+    fn with_known(&mut self, cookie: u64, work: impl FnOnce(&mut Tracked, &mut Run<'_>)) {
+        if self.connections.contains_key(&cookie) {
+            self.with(cookie, work);
+        }
     }
 
     /// Works on one connection, and keeps the sums over all of them right.
     fn with(&mut self, cookie: u64, work: impl FnOnce(&mut Tracked, &mut Run<'_>)) {
-        let ledger = &mut self.ledger;
-        let tracked = self.connections.entry(cookie).or_insert_with(|| {
-            ledger.connections += 1;
+        let (connections, mut run) = self.parts();
+        let tracked = connections.entry(cookie).or_insert_with(|| {
+            run.ledger.connections += 1;
             Tracked::default()
         });
-        let mut run = Run {
+        work(tracked, &mut run);
+        if tracked.cost() > CONNECTION_HELD_MAX + CONNECTION_COST {
+            tracked.overflow(&mut run);
+        }
+        let (quiet, waits, held) = (tracked.poll_quiet(), tracked.waits_since().is_some(), tracked.cost());
+        let before = std::mem::replace(&mut tracked.held, held);
+        self.held = self.held + held - before;
+        if let Some(until) = quiet {
+            self.quiet.push_back(Quiet { cookie, until });
+            if self.quiet.len() > QUIET_MAX {
+                self.quiet.pop_front();
+            }
+        }
+        if waits {
+            self.waiting.insert(cookie);
+        }
+        if self.held > self.limits.memory {
+            self.evict();
+        }
+    }
+
+    /// The connections, and what the work on one of them reaches besides.
+    fn parts(&mut self) -> (&mut BTreeMap<u64, Tracked>, Run<'_>) {
+        let run = Run {
             ledger: &mut self.ledger,
             processes: &mut self.processes,
             spans: &mut self.spans,
             output: &mut self.output,
             open: &mut self.open,
         };
-        work(tracked, &mut run);
-        let until = Direction::BOTH
-            .map(|direction| tracked.quiet_until(direction).max(tracked.quiet[direction.index()]));
-        if until != tracked.quiet {
-            tracked.quiet = until;
-            self.quiet.push_back(Quiet { cookie, until });
-        }
-        if self.quiet.len() > QUIET_MAX {
-            self.quiet.pop_front();
-        }
-        if tracked.waits_since().is_some() {
-            self.waiting.insert(cookie);
-        }
-        let held = tracked.cost();
-        self.held = self.held + held - tracked.held;
-        tracked.held = held;
-        if held > CONNECTION_HELD_MAX + CONNECTION_COST {
-            tracked.overflow(&mut run);
-            let held = tracked.cost();
-            self.held = self.held + held - tracked.held;
-            tracked.held = held;
-        }
-        if self.held > self.limits.memory {
-            self.evict();
-        }
+        (&mut self.connections, run)
     }
 
     /// The connections that were silent for longest go, enough of them to be done for a while.
@@ -334,25 +331,13 @@ impl Pipeline {
             if self.held <= self.limits.memory / 8 * 7 {
                 break;
             }
-            self.ledger.evicted += 1;
-            if let Some(tracked) = self.connections.get_mut(&cookie) {
-                let mut run = Run {
-                    ledger: &mut self.ledger,
-                    processes: &mut self.processes,
-                    spans: &mut self.spans,
-                    output: &mut self.output,
-                    open: &mut self.open,
-                };
+            let (connections, mut run) = self.parts();
+            run.ledger.evicted += 1;
+            if let Some(tracked) = connections.get_mut(&cookie) {
                 tracked.ignore(&mut run, Bucket::OverLimit);
             }
             self.forget(cookie);
         }
-    }
-
-    /// The connection is over.
-    fn remove(&mut self, cookie: u64, closed: Option<&Closed>) {
-        self.with(cookie, |tracked, run| tracked.close(closed, run));
-        self.forget(cookie);
     }
 
     fn forget(&mut self, cookie: u64) {

@@ -6,7 +6,6 @@ use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
-use tracer_common::connection::Role;
 
 use crate::{
     connection::Ends,
@@ -204,15 +203,6 @@ impl Spans {
             if id != [0; N] {
                 return id;
             }
-        }
-    }
-}
-
-impl Kind {
-    pub fn of(role: Role) -> Self {
-        match role {
-            Role::Client => Kind::Client,
-            Role::Server | Role::Unknown => Kind::Server,
         }
     }
 }

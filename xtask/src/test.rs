@@ -59,16 +59,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Cargo with arguments that are separated by blanks.
+fn cargo(toolchain: &Toolchain, arguments: &str) -> Command {
+    let mut command = shell::cargo(toolchain);
+    command.args(arguments.split(' '));
+    command
+}
+
 fn format(toolchain: &Toolchain) -> Result<()> {
-    shell::run(shell::cargo(toolchain).args(["fmt", "--all", "--check"]))
+    shell::run(&mut cargo(toolchain, "fmt --all --check"))
 }
 
 fn lint(toolchain: &Toolchain) -> Result<()> {
-    let clippy = |arguments: &str| {
-        let mut command = shell::cargo(toolchain);
-        command.args(["clippy", "--locked"]).args(arguments.split(' ')).args(["--", "-Dwarnings"]);
-        command
-    };
+    let clippy = |what: &str| cargo(toolchain, &format!("clippy --locked {what} -- -Dwarnings"));
     shell::run(&mut clippy("--workspace --exclude tracer-ebpf --all-targets"))?;
     shell::run(&mut clippy("--package tracer-agent --no-default-features"))?;
     // For the target that it is for: it has nothing to run on this one.
@@ -81,20 +84,15 @@ fn lint(toolchain: &Toolchain) -> Result<()> {
 }
 
 fn deny(toolchain: &Toolchain) -> Result<()> {
-    let check = |what: &[&str]| {
-        let mut command = shell::cargo(toolchain);
-        command.args(["deny", "--workspace", "check"]).args(what);
-        command
-    };
-    shell::run(&mut check(&["bans", "licenses", "sources"]))?;
-    let fetched = shell::cargo(toolchain)
-        .args(["deny", "fetch", "db"])
+    let check = |what: &str| cargo(toolchain, &format!("deny --workspace check {what}"));
+    shell::run(&mut check("bans licenses sources"))?;
+    let fetched = cargo(toolchain, "deny fetch db")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success());
     if fetched {
-        return shell::run(&mut check(&["advisories"]));
+        return shell::run(&mut check("advisories"));
     }
     println!("the advisory database cannot be had here: advisories are not checked");
     Ok(())
@@ -102,18 +100,8 @@ fn deny(toolchain: &Toolchain) -> Result<()> {
 
 /// The core is a function of records: nothing in it can touch a kernel or wait.
 fn core(toolchain: &Toolchain) -> Result<()> {
-    let output = shell::cargo(toolchain)
-        .args([
-            "tree",
-            "--package",
-            "tracer-agent",
-            "--no-default-features",
-            "--edges",
-            "normal",
-            "--prefix",
-            "none",
-        ])
-        .output()?;
+    let tree = "tree --package tracer-agent --no-default-features --edges normal --prefix none";
+    let output = cargo(toolchain, tree).output()?;
     let tree = String::from_utf8(output.stdout)?;
     if !output.status.success() || !tree.starts_with("tracer-agent") {
         bail!("cargo tree failed: {}", String::from_utf8_lossy(&output.stderr));
@@ -131,53 +119,18 @@ fn core(toolchain: &Toolchain) -> Result<()> {
 }
 
 fn unit(toolchain: &Toolchain) -> Result<()> {
-    shell::run(shell::cargo(toolchain).args([
-        "test",
-        "--workspace",
-        "--locked",
-        "--exclude",
-        "tracer-tests",
-        "--exclude",
-        "tracer-ebpf",
-    ]))?;
-    shell::run(shell::cargo(toolchain).args([
-        "test",
-        "--package",
-        "tracer-tests",
-        "--locked",
-        "--lib",
-        "--test",
-        "replay",
-        "--test",
-        "properties",
-    ]))
+    let test = |what: &str| cargo(toolchain, &format!("test --locked {what}"));
+    shell::run(&mut test("--workspace --exclude tracer-tests --exclude tracer-ebpf"))?;
+    shell::run(&mut test("--package tracer-tests --lib --test replay --test properties"))
 }
 
 /// The tests are built as whoever calls, and run as root: one after the other, since each has its own
 /// probes and its own load on two cores.
 fn live(toolchain: &Toolchain) -> Result<()> {
-    shell::run(shell::cargo(toolchain).args([
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "tracer-agent",
-        "--package",
-        "workloads",
-    ]))?;
-    let built = shell::cargo(toolchain)
-        .args([
-            "test",
-            "--package",
-            "tracer-tests",
-            "--locked",
-            "--test",
-            "live",
-            "--no-run",
-            "--message-format=json",
-        ])
-        .stderr(Stdio::inherit())
-        .output()?;
+    let build = "build --release --locked --package tracer-agent --package workloads";
+    shell::run(&mut cargo(toolchain, build))?;
+    let test = "test --package tracer-tests --locked --test live --no-run --message-format=json";
+    let built = cargo(toolchain, test).stderr(Stdio::inherit()).output()?;
     if !built.status.success() {
         bail!("the live tests do not build");
     }

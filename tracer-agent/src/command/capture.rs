@@ -279,10 +279,14 @@ async fn watch(
                 eprintln!("the traced processes have ended");
                 return Ok(None);
             }
-            Turn::Counted | Turn::Unread => return Ok(stop(session, command).await?),
+            Turn::Counted | Turn::Unread => {
+                stop(session, command).await?;
+                return Ok(None);
+            }
         }
         if until.is_some_and(|until| now() >= until) {
-            return Ok(stop(session, command).await?);
+            stop(session, command).await?;
+            return Ok(None);
         }
         let asked = tokio::select! {
             biased;
@@ -293,14 +297,17 @@ async fn watch(
             None => {}
             // The terminal has sent it to the command too: it may want to end in its own way.
             Some(Asked::Interrupt) if command.is_some() && !interrupted => interrupted = true,
-            Some(_) => return Ok(stop(session, command).await?),
+            Some(_) => {
+                stop(session, command).await?;
+                return Ok(None);
+            }
         }
     }
 }
 
 /// Ends the command, if it goes on. That it was ended is no failure of its own.
-async fn stop(session: &mut Session, command: &mut Option<Gate>) -> anyhow::Result<Ended> {
-    let Some(gate) = command.as_mut() else { return Ok(None) };
+async fn stop(session: &mut Session, command: &mut Option<Gate>) -> anyhow::Result<()> {
+    let Some(gate) = command.as_mut() else { return Ok(()) };
     let process = nix::unistd::Pid::from_raw(gate.process as i32);
     let _ = nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM);
     let until = now() + STOP;
@@ -312,7 +319,7 @@ async fn stop(session: &mut Session, command: &mut Option<Gate>) -> anyhow::Resu
         session.turn()?;
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    Ok(None)
+    Ok(())
 }
 
 fn report(finished: &Finished) {

@@ -68,13 +68,6 @@ impl Segment {
     }
 }
 
-/// What [`Stream::insert`] did with a segment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Inserted {
-    /// Bytes that the stream had already, or had given up.
-    pub overlap: u64,
-}
-
 #[derive(Debug, Default)]
 pub struct Stream {
     started: bool,
@@ -91,10 +84,8 @@ pub struct Stream {
     marks: VecDeque<Mark>,
     /// Where the first of `marks` starts.
     boundary: u64,
-    /// Everything before it moved, whether it was told or not.
-    reached: u64,
-    /// Since when it is known that bytes are missing.
-    hole_since: Option<u64>,
+    /// Everything before it moved, whether it was told or not; and when that was known.
+    reached: (u64, u64),
     ending: Option<Ending>,
 }
 
@@ -122,9 +113,10 @@ impl Stream {
             + self.marks.len() * size_of::<Mark>()
     }
 
-    /// Since when a hole is waited for.
+    /// Since when bytes are known to be missing: by those that came after them, or where none did.
     pub fn hole_since(&self) -> Option<u64> {
-        self.hole_since
+        let first = self.pending.first_key_value().map_or(self.reached.1, |(_, (_, mark))| mark.time);
+        self.has_hole().then_some(first)
     }
 
     /// Whether anything of it was seen.
@@ -150,18 +142,19 @@ impl Stream {
         }
     }
 
-    /// Adds `length` bytes at `position`, of which only the first `bytes.len()` were copied.
-    pub fn insert(&mut self, position: u64, bytes: &[u8], length: u64, mark: Mark) -> Inserted {
+    /// Adds `length` bytes at `position`, of which only the first `bytes.len()` were copied. Returns how
+    /// many of them the stream had already, or had given up.
+    pub fn insert(&mut self, position: u64, bytes: &[u8], length: u64, mark: Mark) -> u64 {
         self.start_at(position);
-        let mut inserted = Inserted::default();
         let copied = bytes.len() as u64;
+        let mut overlap = 0;
         if copied > 0 {
-            inserted.overlap += self.insert_part(position, bytes, copied, mark);
+            overlap += self.insert_part(position, bytes, copied, mark);
         }
         if length > copied {
-            inserted.overlap += self.insert_part(position + copied, &[], length - copied, mark);
+            overlap += self.insert_part(position + copied, &[], length - copied, mark);
         }
-        inserted
+        overlap
     }
 
     /// Either all of `bytes`, or a gap where it is empty. Returns what was there already.
@@ -196,9 +189,6 @@ impl Stream {
             from = until;
         }
         self.settle();
-        if self.hole_since.is_none() && self.has_hole() {
-            self.hole_since = Some(mark.time);
-        }
         length - added
     }
 
@@ -228,15 +218,12 @@ impl Stream {
                 Segment::Gap(length) => self.append(&[], length, mark),
             }
         }
-        if !self.has_hole() {
-            self.hole_since = None;
-        }
     }
 
     fn has_hole(&self) -> bool {
         match self.pending.first_key_value() {
             Some((at, _)) => *at > self.end(),
-            None => self.started && self.gap.is_none() && self.reached > self.end(),
+            None => self.started && self.gap.is_none() && self.reached.0 > self.end(),
         }
     }
 
@@ -248,9 +235,8 @@ impl Stream {
             // Where nothing was seen and nothing is expected, what was before is none of ours.
             self.start_at(self.expected.unwrap_or(position));
         }
-        self.reached = self.reached.max(position);
-        if self.hole_since.is_none() && self.has_hole() {
-            self.hole_since = Some(time);
+        if position > self.reached.0 {
+            self.reached = (position, time);
         }
         starts
     }
@@ -262,11 +248,10 @@ impl Stream {
         }
         let (at, mark) = match self.pending.first_key_value() {
             Some((at, (_, mark))) => (*at, *mark),
-            None => (self.reached, Mark { end: 0, time, opposite: 0, process: 0 }),
+            None => (self.reached.0, Mark { end: 0, time, opposite: 0, process: 0 }),
         };
         self.gap = Some(Gap { length: at - self.end(), missing: Missing::Lost });
         self.marks.push_back(Mark { end: at, ..mark });
-        self.hole_since = None;
         true
     }
 
@@ -328,11 +313,6 @@ impl Stream {
             self.marks.pop_front();
         }
         self.settle();
-        if self.hole_since.is_none()
-            && let Some((_, (_, mark))) = self.pending.first_key_value().filter(|_| self.has_hole())
-        {
-            self.hole_since = Some(mark.time);
-        }
     }
 }
 

@@ -270,13 +270,10 @@ impl Outputs {
     }
 
     pub fn deliver(&mut self, span: Span) {
-        match &self.sender {
-            Some(sender) => {
-                sender.send(span.clone());
-                self.printer.print(span);
-            }
-            None => self.printer.print(span),
+        if let Some(sender) = &self.sender {
+            sender.send(span.clone());
         }
+        self.printer.print(span);
     }
 
     /// For a replay, which can wait.

@@ -39,7 +39,7 @@ pub(super) struct Tracked {
     /// As last added to the sum.
     pub(super) held: usize,
     /// By direction, until where the kernel was told that it need not copy.
-    pub(super) quiet: [u64; 2],
+    quiet: [u64; 2],
 }
 
 pub(super) enum State {
@@ -121,8 +121,16 @@ impl Tracked {
         CONNECTION_COST + self.connection.held() + self.exchanges.held() + session
     }
 
+    /// By direction, until where the kernel need not copy, if that has changed.
+    pub(super) fn poll_quiet(&mut self) -> Option<[u64; 2]> {
+        let until =
+            Direction::BOTH.map(|direction| self.quiet_until(direction).max(self.quiet[direction.index()]));
+        let before = std::mem::replace(&mut self.quiet, until);
+        (until != before).then_some(until)
+    }
+
     /// The kernel need not copy what lies before this position; 0 if there is nothing to save.
-    pub(super) fn quiet_until(&self, direction: Direction) -> u64 {
+    fn quiet_until(&self, direction: Direction) -> u64 {
         match &self.state {
             State::Ignored(_) => u64::MAX,
             State::Speaking(speaking) if self.connection.positions_are_the_kernels() => {
