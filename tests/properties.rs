@@ -477,3 +477,34 @@ fn heads_that_servers_refuse_are_seen() {
         assert!(span.contains(path) && span.contains(&format!(":{status}")), "{path}: {span}");
     }
 }
+
+/// The kernel's sums are read while more bytes come in: the first position of a connection is then too
+/// high by those, and its base too low by as much.
+#[test]
+fn a_torn_read_at_the_start_changes_nothing() {
+    for dialogue in dialogues() {
+        let segments = dialogue.segments(|left| left.min(40));
+        for torn in [0, 1] {
+            let mut records = vec![dialogue.opened()];
+            records.extend(segments.iter().map(Segment::record));
+            records.extend(dialogue.over(900_000_000));
+            // Either in what opens the connection, or in its first bytes.
+            tear(&mut records[torn], segments[0].direction, torn == 1);
+            let outcome = run(&records, Limits::default());
+            assert_eq!(outcome.exchanges(), whole(&dialogue), "{} torn in record {torn}", dialogue.name);
+        }
+    }
+}
+
+/// Moves a base of a record down by 615, and for bytes their position up.
+fn tear(record: &mut [u8], direction: Direction, data: bool) {
+    let bases = if data { std::mem::offset_of!(Data, bases) } else { std::mem::offset_of!(Opened, bases) };
+    let at = bases + 4 * direction.index();
+    let base = u32::from_le_bytes(record[at..at + 4].try_into().unwrap()).wrapping_sub(615);
+    record[at..at + 4].copy_from_slice(&base.to_le_bytes());
+    if data {
+        let at = std::mem::offset_of!(Data, position);
+        let position = u64::from_le_bytes(record[at..at + 8].try_into().unwrap()) + 615;
+        record[at..at + 8].copy_from_slice(&position.to_le_bytes());
+    }
+}

@@ -65,7 +65,7 @@ pub struct Connection {
     /// By direction, the sequence number that positions are counted from. A base of a later record
     /// can differ (the kernel's sums are read while they change): sequence numbers cannot.
     bases: [Option<u32>; 2],
-    /// Records had different bases, so positions here are not those of the kernel.
+    /// A base that is in use has turned out too low, so positions here are not those of the kernel.
     bases_differ: bool,
     pub last_time: u64,
     pub process: u32,
@@ -84,6 +84,9 @@ pub struct FirstEnd {
 impl Connection {
     pub fn open(&mut self, opened: &Opened) {
         self.ends = Some(Ends::of(opened));
+        for direction in Direction::BOTH {
+            self.base(direction, opened.bases);
+        }
         self.process = opened.header.pid;
         self.last_time = opened.header.time;
     }
@@ -106,12 +109,27 @@ impl Connection {
     /// A position of a record, counted with this connection's base.
     pub fn position(&mut self, direction: Direction, position: u64, bases: [u32; 2]) -> u64 {
         let theirs = bases[direction.index()];
-        let ours = *self.bases[direction.index()].get_or_insert(theirs);
-        self.bases_differ |= ours != theirs;
+        let ours = self.base(direction, bases);
         // The sequence number is right; the record's position is near enough for the upper half.
         let low = (position as u32).wrapping_add(theirs).wrapping_sub(ours);
         let shift = low.wrapping_sub(position as u32) as i32;
         position.saturating_add_signed(shift.into())
+    }
+
+    /// The base of a direction. The kernel adds to its sums before it moves its sequence numbers on, so
+    /// what is read in between is too low, never too high: the highest counts, until one is in use.
+    fn base(&mut self, direction: Direction, bases: [u32; 2]) -> u32 {
+        let theirs = bases[direction.index()];
+        let in_use = self.streams.iter().any(Stream::started);
+        let ours = self.bases[direction.index()].get_or_insert(theirs);
+        if theirs.wrapping_sub(*ours) as i32 > 0 {
+            if in_use {
+                self.bases_differ = true;
+            } else {
+                *ours = theirs;
+            }
+        }
+        *ours
     }
 
     /// Whether a position means the same to the kernel.
