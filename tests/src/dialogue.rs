@@ -10,6 +10,8 @@ use tracer_common::{
     record::{Closed, Data, Ended, Header, Opened, Shut, kind},
 };
 
+use crate::{http, process::line};
+
 pub const PROCESS: u32 = 4711;
 const COOKIE: u64 = 99;
 const BASES: [u32; 2] = [4_000_000_000, 77];
@@ -20,8 +22,20 @@ pub struct Dialogue {
     pub name: &'static str,
     pub role: Role,
     pub turns: Vec<(Direction, Vec<u8>)>,
-    /// How many exchanges there are in it.
-    pub exchanges: usize,
+    /// The exchanges in it, as [`crate::process::line`] shows them on a server; and on a client, where
+    /// that sees something else.
+    pub exchanges: Vec<String>,
+    pub for_clients: Option<Vec<String>>,
+    pub end: End,
+}
+
+/// Who ends the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Server,
+    Client,
+    /// The server, and not in order.
+    Reset,
 }
 
 /// One record of bytes, before it is encoded.
@@ -35,7 +49,8 @@ pub struct Segment {
 }
 
 impl Dialogue {
-    pub fn server(name: &'static str, exchanges: usize, turns: &[(&str, &[u8])]) -> Self {
+    pub fn server(name: &'static str, exchanges: &[&str], turns: &[(&str, &[u8])]) -> Self {
+        let exchanges = exchanges.iter().map(|line| (*line).to_owned()).collect();
         let turns = turns
             .iter()
             .map(|(who, bytes)| {
@@ -43,7 +58,49 @@ impl Dialogue {
                 (direction, bytes.to_vec())
             })
             .collect();
-        Self { name, role: Role::Server, turns, exchanges }
+        Self { name, role: Role::Server, turns, exchanges, for_clients: None, end: End::Server }
+    }
+
+    #[must_use]
+    pub fn ending(self, end: End) -> Self {
+        Self { end, ..self }
+    }
+
+    #[must_use]
+    pub fn for_clients(self, exchanges: &[&str]) -> Self {
+        let exchanges = exchanges.iter().map(|line| (*line).to_owned()).collect();
+        Self { for_clients: Some(exchanges), ..self }
+    }
+
+    /// What the other end sees.
+    #[must_use]
+    pub fn of_client(mut self) -> Self {
+        self.role = Role::Client;
+        for (direction, _) in &mut self.turns {
+            *direction = direction.other();
+        }
+        if let Some(exchanges) = self.for_clients.take() {
+            self.exchanges = exchanges;
+        }
+        self
+    }
+
+    /// For the player, see tests/workloads/src/player.rs.
+    pub fn script(&self) -> serde_json::Value {
+        let turns: Vec<_> = self
+            .turns
+            .iter()
+            .map(|(direction, bytes)| {
+                let from = if *direction == Direction::Received { "client" } else { "server" };
+                serde_json::json!({ "from": from, "bytes": hex(bytes) })
+            })
+            .collect();
+        let end = match self.end {
+            End::Server => "server",
+            End::Client => "client",
+            End::Reset => "reset",
+        };
+        serde_json::json!({ "turns": turns, "end": end })
     }
 
     /// Cut where `cut` says so: it is told how many bytes of a turn are left.
@@ -94,14 +151,22 @@ impl Dialogue {
         positions
     }
 
-    /// The server has ended it, in order.
+    /// What the end of the connection looks like from here.
     pub fn over(&self, time: u64) -> Vec<Vec<u8>> {
         let [sent, received] = self.positions();
-        let end = match self.role {
-            Role::Client => ended(time, Direction::Received, received, 0),
-            _ => shut(time, sent),
+        let own = match self.role {
+            Role::Client => End::Client,
+            _ => End::Server,
         };
-        vec![end, closed(time + 1, [sent, received])]
+        let mut end = match self.end {
+            // Nothing but the end of the socket is seen of it.
+            End::Reset if own == End::Server => Vec::new(),
+            End::Reset => vec![reset(time)],
+            end if end == own => vec![shut(time, sent)],
+            _ => vec![ended(time, Direction::Received, received, 0)],
+        };
+        end.push(closed(time + 1, [sent, received]));
+        end
     }
 }
 
@@ -112,8 +177,25 @@ pub fn closed(time: u64, positions: [u64; 2]) -> Vec<u8> {
 
 /// This side ended the connection in order.
 pub fn shut(time: u64, sent: u64) -> Vec<u8> {
-    let base = BASES[Direction::Sent.index()];
-    let shut = Shut { cookie: COOKIE, sent, base, direction: Direction::Sent as u8, ..Default::default() };
+    let shut = Shut {
+        cookie: COOKIE,
+        positions: [sent, 0],
+        bases: BASES,
+        direction: Direction::Sent as u8,
+        ..Default::default()
+    };
+    encode(kind::SHUT, time, PROCESS, &shut, &[])
+}
+
+/// The peer has reset the connection.
+pub fn reset(time: u64) -> Vec<u8> {
+    let shut = Shut {
+        cookie: COOKIE,
+        bases: BASES,
+        direction: Direction::Received as u8,
+        reset: 1,
+        ..Default::default()
+    };
     encode(kind::SHUT, time, PROCESS, &shut, &[])
 }
 
@@ -173,6 +255,11 @@ pub fn run(records: &[Vec<u8>], limits: Limits) -> Outcome {
 }
 
 impl Outcome {
+    /// The spans, each in a line, see [`line`].
+    pub fn lines(&self) -> Vec<String> {
+        self.spans.iter().map(|span| line(&serde_json::from_str(span).expect("a line of JSON"))).collect()
+    }
+
     /// What spans say beside ids and times, which depend on where the bytes were cut.
     pub fn exchanges(&self) -> Vec<String> {
         self.spans.iter().map(|span| exchange(span)).collect()
@@ -183,6 +270,10 @@ impl Outcome {
         let ledger = self.pipeline.ledger();
         assert_eq!(ledger.bytes.sum(), ledger.told, "bytes in buckets, and bytes told: {ledger:?}");
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Of a line of JSON.
@@ -198,85 +289,7 @@ pub fn exchange(span: &str) -> String {
 /// Dialogues for each protocol of the registry, by its name.
 pub fn samples(protocol: &str) -> Vec<Dialogue> {
     match protocol {
-        "http" => http(),
+        "http" => http::dialogues(),
         other => panic!("the laws have no dialogues for the protocol `{other}`: add some"),
     }
-}
-
-fn http() -> Vec<Dialogue> {
-    let long = format!("GET /long HTTP/1.1\r\nHost: a\r\nX-Long: {}\r\n\r\n", "x".repeat(3000));
-    vec![
-        Dialogue::server(
-            "keep-alive",
-            3,
-            &[
-                ("client", b"GET /1?token=secret HTTP/1.1\r\nHost: example.com:8080\r\nUser-Agent: test\r\n\r\n"),
-                ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
-                ("client", b"HEAD /2 HTTP/1.1\r\nHost: a\r\n\r\n"),
-                ("server", b"HTTP/1.1 404 Not Found\r\nContent-Length: 500\r\n\r\n"),
-                ("client", b"GET /3 HTTP/1.1\r\nHost: a\r\n\r\n"),
-                ("server", b"HTTP/1.1 204 No Content\r\n\r\n"),
-            ],
-        ),
-        Dialogue::server(
-            "pipelined",
-            3,
-            &[
-                (
-                    "client",
-                    b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\nPOST /2 HTTP/1.1\r\nContent-Length: 4\r\n\r\nbodyGET /3 HTTP/1.1\r\n\r\n",
-                ),
-                (
-                    "server",
-                    b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\nHTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n",
-                ),
-            ],
-        ),
-        Dialogue::server(
-            "chunked both ways, with trailers",
-            2,
-            &[
-                (
-                    "client",
-                    b"PUT /up HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4;name=value\r\nwiki\r\n6\r\npedia \r\n0\r\nX-Sum: 1\r\n\r\n",
-                ),
-                (
-                    "server",
-                    b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\nA\r\n0123456789\r\n0\r\n\r\n",
-                ),
-                ("client", b"GET /next HTTP/1.1\r\n\r\n"),
-                ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
-            ],
-        ),
-        Dialogue::server(
-            "100-continue",
-            2,
-            &[
-                ("client", b"POST /big HTTP/1.1\r\nContent-Length: 6\r\nExpect: 100-continue\r\n\r\n"),
-                ("server", b"HTTP/1.1 100 Continue\r\n\r\n"),
-                ("client", b"abcdef"),
-                ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
-                ("client", b"GET /after HTTP/1.1\r\n\r\n"),
-                ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
-            ],
-        ),
-        Dialogue::server(
-            "HTTP/1.0 until close",
-            1,
-            &[
-                ("client", b"GET /old HTTP/1.0\r\n\r\n"),
-                ("server", b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil the end"),
-            ],
-        ),
-        Dialogue::server(
-            "a long head, then another",
-            2,
-            &[
-                ("client", long.as_bytes()),
-                ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
-                ("client", b"GET /short HTTP/1.1\r\n\r\n"),
-                ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
-            ],
-        ),
-    ]
 }

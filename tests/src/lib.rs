@@ -1,4 +1,6 @@
-//! What the tests share: made-up dialogues as records ([`dialogue`]), and real processes ([`process`]).
+//! What the tests share: dialogues as records ([`dialogue`]) and those of HTTP ([`http`]), and real
+//! processes ([`process`]).
 
 pub mod dialogue;
+pub mod http;
 pub mod process;

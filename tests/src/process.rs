@@ -380,7 +380,7 @@ impl Traced {
     }
 }
 
-/// `METHOD PATH STATUS BYTES` of a span.
+/// `METHOD PATH STATUS BYTES` of a span, and what is odd about it.
 pub fn line(span: &Value) -> String {
     let attributes = &span["attributes"];
     let shown = |key: &str| match &attributes[key] {
@@ -389,15 +389,27 @@ pub fn line(span: &Value) -> String {
         other => other.to_string(),
     };
     let path = match attributes["url.full"].as_str() {
-        Some(url) => url.splitn(4, '/').nth(3).map_or("/".to_owned(), |path| format!("/{path}")),
+        Some(url) => {
+            let path = url.splitn(4, '/').nth(3).unwrap_or_default();
+            format!("/{}", path.split('?').next().unwrap_or_default())
+        }
         None => shown("url.path"),
     };
-    format!(
+    let mut line = format!(
         "{} {path} {} {}",
         shown("http.request.method"),
         shown("http.response.status_code"),
         shown("http.response.body.size")
-    )
+    );
+    for (key, name) in [("stream", "stream"), ("outcome", "outcome"), ("partial", "partial")] {
+        if let Some(value) = attributes[format!("tracer.{key}")].as_str() {
+            line.push_str(&format!(" {name}={value}"));
+        }
+    }
+    if !attributes["tracer.ambiguity"].is_null() {
+        line.push_str(" ambiguous");
+    }
+    line
 }
 
 /// The two are the same, or the first differences are shown.

@@ -9,7 +9,7 @@ use tracer_common::record::{self as wire, FactKey, Header, kind};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Starts a capture file; the last byte is the version of the format.
-pub const MAGIC: [u8; 8] = *b"TRCAPT\0\x01";
+pub const MAGIC: [u8; 8] = *b"TRCAPT\0\x02";
 
 /// No record is larger: what claims to be is damage.
 const RECORD_MAX: usize = 1 << 20;
@@ -22,6 +22,8 @@ pub enum Life {
     Forked,
     Executed,
     Exited,
+    /// It ran already when it was chosen.
+    Chosen,
 }
 
 /// One record, its payload borrowed.
@@ -29,16 +31,30 @@ pub enum Life {
 pub enum Record<'a> {
     Process(Life, wire::Process),
     Opened(wire::Opened),
+    OpenedUnix(wire::OpenedUnix),
     Data(wire::Data, &'a [u8]),
     Ended(wire::Ended),
     Closed(wire::Closed),
     Shut(wire::Shut),
     Seed([u8; 32]),
-    Clock { offset: i64 },
-    Tick { now: u64 },
-    Fact { process: u32, key: FactKey, value: &'a str },
+    Clock {
+        offset: i64,
+    },
+    Tick {
+        now: u64,
+    },
+    Fact {
+        process: u32,
+        key: FactKey,
+        value: &'a str,
+    },
     Counters(wire::Counters),
-    Finished { now: u64 },
+    Before(wire::Before),
+    /// Not for the pipeline: the agent has to say whether the process is chosen.
+    Undecided(wire::Process),
+    Finished {
+        now: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +84,10 @@ impl<'a> Record<'a> {
             kind::FORKED => Record::Process(Life::Forked, fields(bytes)?.0),
             kind::EXECUTED => Record::Process(Life::Executed, fields(bytes)?.0),
             kind::EXITED => Record::Process(Life::Exited, fields(bytes)?.0),
+            kind::CHOSEN => Record::Process(Life::Chosen, fields(bytes)?.0),
+            kind::UNDECIDED => Record::Undecided(fields(bytes)?.0),
             kind::OPENED => Record::Opened(fields(bytes)?.0),
+            kind::OPENED_UNIX => Record::OpenedUnix(fields(bytes)?.0),
             kind::DATA => {
                 let (data, payload): (wire::Data, _) = fields(bytes)?;
                 if data.captured as usize != payload.len() || data.captured > data.length {
@@ -95,6 +114,7 @@ impl<'a> Record<'a> {
                 }
             }
             kind::COUNTERS => Record::Counters(fields(bytes)?.0),
+            kind::BEFORE => Record::Before(fields(bytes)?.0),
             kind::FINISHED => Record::Finished { now: header.time },
             other => return Err(RecordError::Kind(other)),
         })
@@ -124,7 +144,9 @@ pub fn encode<T: IntoBytes + Immutable>(
 
 /// The agent's own records.
 pub mod own {
-    use tracer_common::record::{Clock, Counters, Fact, FactKey, Header, Seed, kind};
+    use tracer_common::record::{
+        Before, Clock, Closed, Counters, Fact, FactKey, Header, Process, Seed, kind,
+    };
 
     use super::encode;
 
@@ -146,6 +168,21 @@ pub mod own {
 
     pub fn counters(time: u64, totals: [u64; tracer_common::config::Counter::COUNT as usize]) -> Vec<u8> {
         encode(kind::COUNTERS, time, 0, &Counters { totals, ..Default::default() }, &[])
+    }
+
+    /// A process that ran already was chosen.
+    pub fn chosen(time: u64, process: u32, selected: u32, command: [u8; 16]) -> Vec<u8> {
+        let chosen = Process { selected, command, ..Default::default() };
+        encode(kind::CHOSEN, time, process, &chosen, &[])
+    }
+
+    pub fn before(time: u64, process: u32, bytes: [u64; 2]) -> Vec<u8> {
+        encode(kind::BEFORE, time, process, &Before { bytes, ..Default::default() }, &[])
+    }
+
+    /// A socket is gone that no probe could see the end of.
+    pub fn closed(time: u64, cookie: u64) -> Vec<u8> {
+        encode(kind::CLOSED, time, 0, &Closed { cookie, ..Default::default() }, &[])
     }
 
     pub fn finished(now: u64) -> Vec<u8> {

@@ -1,6 +1,8 @@
 //! What the program does when it is called: one file a subcommand, and what they share.
 
 pub(crate) mod capture;
+pub(crate) mod choice;
+pub(crate) mod list;
 pub(crate) mod record;
 pub(crate) mod replay;
 pub(crate) mod trace;

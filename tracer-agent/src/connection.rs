@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tracer_common::{
     connection::{AF_INET6, Direction, Role},
-    record::Opened,
+    record::{Opened, OpenedUnix},
 };
 
 use self::stream::{Mark, Stream};
@@ -14,9 +14,19 @@ use self::stream::{Mark, Stream};
 /// What does not change while a connection lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ends {
-    pub local: SocketAddr,
-    pub peer: SocketAddr,
+    pub place: Place,
     pub role: Role,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    Tcp {
+        local: SocketAddr,
+        peer: SocketAddr,
+    },
+    /// The path of the side that was connected to, `@` first for a name without a file; empty for a
+    /// pair without a name.
+    Unix(String),
 }
 
 impl Ends {
@@ -28,10 +38,31 @@ impl Ends {
                 Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
             }
         };
-        Self {
+        let place = Place::Tcp {
             local: SocketAddr::new(address(opened.local_address), opened.local_port),
             peer: SocketAddr::new(address(opened.peer_address), opened.peer_port),
-            role: Role::from_wire(opened.role),
+        };
+        Self { place, role: Role::from_wire(opened.role) }
+    }
+
+    pub fn of_unix(opened: &OpenedUnix) -> Self {
+        let length = (opened.path_length as usize).min(opened.path.len());
+        let path = match &opened.path[..length] {
+            [0, name @ ..] => format!("@{}", String::from_utf8_lossy(name)),
+            path => {
+                let end = memchr::memchr(0, path).unwrap_or(path.len());
+                String::from_utf8_lossy(&path[..end]).into_owned()
+            }
+        };
+        Self { place: Place::Unix(path), role: Role::from_wire(opened.role) }
+    }
+
+    /// Who is at the other end, for people.
+    pub fn peer(&self) -> String {
+        match &self.place {
+            Place::Tcp { peer, .. } => peer.to_string(),
+            Place::Unix(path) if path.is_empty() => "unix".to_owned(),
+            Place::Unix(path) => format!("unix:{path}"),
         }
     }
 
@@ -82,6 +113,12 @@ pub struct FirstEnd {
 }
 
 impl Connection {
+    pub fn open_unix(&mut self, opened: &OpenedUnix) {
+        self.ends = Some(Ends::of_unix(opened));
+        self.process = opened.header.pid;
+        self.last_time = opened.header.time;
+    }
+
     pub fn open(&mut self, opened: &Opened) {
         self.ends = Some(Ends::of(opened));
         for direction in Direction::BOTH {

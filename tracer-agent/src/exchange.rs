@@ -22,6 +22,8 @@ pub struct Exchange {
     pub request_end: u64,
     pub response_start: Option<u64>,
     pub response_end: Option<u64>,
+    /// First content of the response.
+    pub content_start: Option<u64>,
     /// When it broke off.
     pub broken: Option<u64>,
     /// Responses before the last one: when, and what they were.
@@ -104,7 +106,10 @@ impl Exchanges {
             What::Data { length } => {
                 match side {
                     Side::Request => exchange.request_content += length,
-                    Side::Response => exchange.response_content += length,
+                    Side::Response => {
+                        exchange.response_content += length;
+                        exchange.content_start.get_or_insert(first_time);
+                    }
                 }
                 exchange.reach(side, last_time);
             }
@@ -185,6 +190,7 @@ impl Progress {
                 request_end: end,
                 response_start: None,
                 response_end: None,
+                content_start: None,
                 broken: None,
                 interim: Vec::new(),
                 request_content: 0,

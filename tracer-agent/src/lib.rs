@@ -6,6 +6,7 @@
 //! - [`exchange`]: requests with their responses
 //! - [`span`]: exchanges with ids, kind, status and resource
 //! - [`enrich`]: what is known of the processes
+//! - [`filter`]: which spans are asked for
 //! - [`export`]: spans as text, JSON and OTLP
 //! - [`pipeline`]: all of it as one function of the records
 //! - [`stats`]: the ledger
@@ -19,6 +20,7 @@ pub mod connection;
 pub mod enrich;
 pub mod exchange;
 pub mod export;
+pub mod filter;
 #[cfg(feature = "live")]
 pub mod live;
 pub mod pipeline;

@@ -9,5 +9,7 @@ pub mod gate;
 pub mod layout;
 pub mod load;
 pub mod print;
+pub mod select;
 pub mod send;
 pub mod session;
+pub mod sockets;

@@ -32,6 +32,8 @@ enum Command {
     Record(command::record::Arguments),
     /// Show what a capture file holds; needs no root
     Replay(command::replay::Arguments),
+    /// Show what a selection would trace, what nearly, and why not
+    List(command::list::Arguments),
     /// The helper that becomes a traced command
     #[command(name = gate::SUBCOMMAND, hide = true)]
     WaitAtGate {
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Trace(arguments) => command::trace::run(&arguments),
         Command::Record(arguments) => command::record::run(&arguments),
         Command::Replay(arguments) => command::replay::run(&arguments),
+        Command::List(arguments) => command::list::run(&arguments),
         Command::WaitAtGate { gate, user, command } => {
             return ExitCode::from(gate::wait_and_become(gate, user.as_deref(), &command) as u8);
         }

@@ -11,13 +11,13 @@ use std::{
 
 use tracer_common::{
     connection::{Direction, Role},
-    record::{Closed, Data, Ended, Opened, Shut},
+    record::{Closed, Data, Ended, Opened, OpenedUnix, Shut},
 };
 
 use self::tracked::{CONNECTION_COST, CONNECTION_HELD_MAX, Run, State, Tracked};
 use crate::{
     capture::Record,
-    connection::{Arrival, stream::Ending},
+    connection::{Arrival, Place, stream::Ending},
     enrich::{Resource, process::Processes},
     span::{Kind, Span, Spans},
     stats::{Bucket, Ledger},
@@ -96,6 +96,7 @@ impl Pipeline {
         match record {
             Record::Process(life, process) => self.processes.handle_life(*life, process),
             Record::Opened(opened) => self.handle_opened(opened),
+            Record::OpenedUnix(opened) => self.handle_opened_unix(opened),
             Record::Data(data, payload) => self.handle_data(data, payload),
             Record::Ended(ended) => self.handle_ended(ended),
             Record::Closed(closed) => self.handle_closed(closed),
@@ -105,6 +106,8 @@ impl Pipeline {
             Record::Tick { now } => self.handle_timeout(*now),
             Record::Fact { process, key, value } => self.processes.handle_fact(*process, *key, value),
             Record::Counters(counters) => self.ledger.set_counters(counters),
+            Record::Before(before) => self.ledger.before += before.bytes.iter().sum::<u64>(),
+            Record::Undecided(_) => {}
             Record::Finished { now } => self.finish(*now),
         }
     }
@@ -151,6 +154,11 @@ impl Pipeline {
         &self.open
     }
 
+    /// Whether anything was told of the process.
+    pub fn knows(&self, process: u32) -> bool {
+        self.processes.knows(process)
+    }
+
     pub fn is_finished(&self) -> bool {
         self.finished
     }
@@ -165,15 +173,21 @@ impl Pipeline {
             tracked.connection.open(opened);
             if let Some(ends) = &mut tracked.connection.ends
                 && ends.role == Role::Unknown
-                && run.processes.listens(opened.header.pid, ends.local.port())
+                && let Place::Tcp { local, .. } = ends.place
+                && run.processes.listens(opened.header.pid, local.port())
             {
                 ends.role = Role::Server;
             }
         });
     }
 
+    fn handle_opened_unix(&mut self, opened: &OpenedUnix) {
+        self.with(opened.cookie, |tracked, _| tracked.connection.open_unix(opened));
+    }
+
     fn handle_data(&mut self, data: &Data, payload: &[u8]) {
         self.ledger.told += u64::from(data.length);
+        self.ledger.add_omitted(data.omitted, u64::from(data.length - data.captured));
         let far = data.position.max(data.opposite) > POSITION_MAX;
         let Some(direction) = Direction::from_wire(data.direction).filter(|_| !far) else {
             self.ledger.bytes.add(Bucket::Unparsed, data.length.into());
@@ -225,20 +239,17 @@ impl Pipeline {
     }
 
     fn handle_shut(&mut self, shut: &Shut) {
-        let far = shut.sent > POSITION_MAX;
+        let far = shut.positions.iter().any(|position| *position > POSITION_MAX);
         let Some(side) = Direction::from_wire(shut.direction).filter(|_| !far) else {
             return self.handle_damage();
         };
         self.with_known(shut.cookie, |tracked, run| {
             tracked.connection.end(side, shut.reset != 0, shut.header.time);
             if side == Direction::Sent {
-                // Whatever was to be sent was: the end follows it.
-                let connection = &mut tracked.connection;
-                if shut.sent > 0 {
-                    let position = connection.position(side, shut.sent, [shut.base; 2]);
-                    connection.streams[side.index()].reach(position, shut.header.time);
-                }
-                connection.streams[side.index()].finish(Ending::Eof);
+                // Whatever was to be sent was: the end follows it. What was received without a call that
+                // is seen is missing.
+                tracked.reach(shut.positions, shut.bases, shut.header.time);
+                tracked.connection.streams[side.index()].finish(Ending::Eof);
                 tracked.advance(run);
             }
         });

@@ -177,6 +177,9 @@ pub struct ResponseHead {
     pub server_error: bool,
     /// `error.type`, where it is one.
     pub error_type: String,
+    /// What it is, where it is no answer but the start of a stream: its duration tells how long somebody
+    /// listened, not how long an answer took.
+    pub stream: Option<&'static str>,
 }
 
 /// A valid `traceparent` (W3C Trace Context).

@@ -8,7 +8,7 @@ use rand_chacha::{
 };
 
 use crate::{
-    connection::Ends,
+    connection::{Ends, Place},
     enrich::Resource,
     exchange::{Exchange, Outcome},
     protocol::{Attribute, Side},
@@ -71,6 +71,11 @@ pub struct View {
     pub request_content: u64,
     pub response_content: u64,
     pub peer: Option<String>,
+    pub peer_port: Option<u16>,
+    /// The name of the protocol in the registry.
+    pub protocol: &'static str,
+    /// See `ResponseHead::stream`.
+    pub stream: Option<&'static str>,
 }
 
 /// Makes spans. Ids come from the capture's seed, in the order of the spans.
@@ -103,6 +108,7 @@ impl Spans {
         &mut self,
         exchange: Exchange,
         kind: Kind,
+        protocol: &'static str,
         ends: Option<&Ends>,
         resource: Arc<Resource>,
     ) -> Span {
@@ -121,6 +127,9 @@ impl Spans {
         let mut error = None;
         if let Some(response) = &exchange.response {
             attributes.extend(response.attributes.iter().cloned());
+            if let Some(stream) = response.stream {
+                attributes.push(Attribute::text("tracer.stream", stream));
+            }
             let is_error = match kind {
                 Kind::Server => response.server_error,
                 Kind::Client => response.client_error,
@@ -169,6 +178,14 @@ impl Spans {
                 attributes: Vec::new(),
             });
         }
+        let stream = exchange.response.as_ref().and_then(|response| response.stream);
+        if let Some(first) = exchange.content_start.filter(|_| stream.is_some()) {
+            events.push(Moment {
+                name: "tracer.stream.first_event",
+                time: self.wall(first),
+                attributes: Vec::new(),
+            });
+        }
         let last = exchange.response_end.max(exchange.broken).unwrap_or(0).max(exchange.request_end);
         Span {
             trace,
@@ -190,7 +207,13 @@ impl Spans {
                 outcome: exchange.outcome,
                 request_content: exchange.request_content,
                 response_content: exchange.response_content,
-                peer: ends.map(|ends| ends.peer.to_string()),
+                peer: ends.map(Ends::peer),
+                peer_port: ends.and_then(|ends| match &ends.place {
+                    Place::Tcp { peer, .. } => Some(peer.port()),
+                    Place::Unix(_) => None,
+                }),
+                protocol,
+                stream,
             },
         }
     }
@@ -220,9 +243,22 @@ fn broken(outcome: Outcome, kind: Kind) -> Option<(&'static str, bool)> {
 
 fn place(attributes: &mut Vec<Attribute>, kind: Kind, ends: &Ends) {
     let has = |attributes: &[Attribute], key| attributes.iter().any(|attribute| attribute.key == key);
+    let (local, peer) = match &ends.place {
+        Place::Tcp { local, peer } => (local, peer),
+        Place::Unix(path) => {
+            if !path.is_empty() && !has(attributes, "server.address") {
+                attributes.push(Attribute::text("server.address", path));
+            }
+            attributes.push(Attribute::text("network.transport", "unix"));
+            if !path.is_empty() {
+                attributes.push(Attribute::text("network.peer.address", path));
+            }
+            return;
+        }
+    };
     let server = match kind {
-        Kind::Server => ends.local,
-        Kind::Client => ends.peer,
+        Kind::Server => local,
+        Kind::Client => peer,
     };
     if !has(attributes, "server.address") {
         attributes.push(Attribute::text("server.address", server.ip().to_string()));
@@ -231,12 +267,12 @@ fn place(attributes: &mut Vec<Attribute>, kind: Kind, ends: &Ends) {
         attributes.push(Attribute::number("server.port", server.port()));
     }
     if kind == Kind::Server {
-        attributes.push(Attribute::text("client.address", ends.peer.ip().to_string()));
-        attributes.push(Attribute::number("client.port", ends.peer.port()));
+        attributes.push(Attribute::text("client.address", peer.ip().to_string()));
+        attributes.push(Attribute::number("client.port", peer.port()));
     }
     attributes.push(Attribute::text("network.transport", "tcp"));
-    attributes.push(Attribute::text("network.local.address", ends.local.ip().to_string()));
-    attributes.push(Attribute::number("network.local.port", ends.local.port()));
-    attributes.push(Attribute::text("network.peer.address", ends.peer.ip().to_string()));
-    attributes.push(Attribute::number("network.peer.port", ends.peer.port()));
+    attributes.push(Attribute::text("network.local.address", local.ip().to_string()));
+    attributes.push(Attribute::number("network.local.port", local.port()));
+    attributes.push(Attribute::text("network.peer.address", peer.ip().to_string()));
+    attributes.push(Attribute::number("network.peer.port", peer.port()));
 }

@@ -1,8 +1,11 @@
 //! The ledger: each byte that the kernel moved on a chosen process's sockets ends in one bucket.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use tracer_common::{config::Counter, record::Counters};
+use tracer_common::{
+    config::Counter,
+    record::{Counters, omitted},
+};
 
 use crate::protocol::Class;
 
@@ -25,12 +28,14 @@ pub enum Bucket {
     Overlap,
     /// Not told: the ring buffer was full.
     Lost,
-    /// On sockets that are not TCP.
+    /// On sockets that are neither TCP nor Unix streams.
     OtherSockets,
+    /// Of a process that was chosen only after it had begun.
+    BeforeSelection,
 }
 
 impl Bucket {
-    pub const ALL: [Bucket; 10] = [
+    pub const ALL: [Bucket; 11] = [
         Bucket::Parsed,
         Bucket::Body,
         Bucket::Unparsed,
@@ -41,6 +46,7 @@ impl Bucket {
         Bucket::Overlap,
         Bucket::Lost,
         Bucket::OtherSockets,
+        Bucket::BeforeSelection,
     ];
 
     pub fn name(self) -> &'static str {
@@ -55,6 +61,7 @@ impl Bucket {
             Bucket::Overlap => "overlapping",
             Bucket::Lost => "lost in the ring",
             Bucket::OtherSockets => "other sockets",
+            Bucket::BeforeSelection => "before selection",
         }
     }
 }
@@ -101,6 +108,10 @@ pub struct Ledger {
     pub kernel: Option<[u64; Counter::COUNT as usize]>,
     /// Bytes of records that reached the pipeline.
     pub told: u64,
+    /// Those of them that were told by their number alone, by the reason (`omitted`).
+    pub omitted: [u64; omitted::COUNT],
+    /// Bytes that processes moved before they were chosen.
+    pub before: u64,
     pub records: u64,
     /// Bytes that are missing in streams, by their positions.
     pub holes: u64,
@@ -110,6 +121,8 @@ pub struct Ledger {
     pub partial: u64,
     /// Responses whose request was not seen.
     pub orphans: u64,
+    /// Connections whose protocol could not be followed any further, by the reason.
+    pub left: BTreeMap<&'static str, u64>,
     /// Records that could not be read.
     pub damaged: u64,
     /// Connections that had to go since memory was short.
@@ -125,9 +138,15 @@ impl Ledger {
         self.kernel.map_or(0, |totals| totals[counter as usize])
     }
 
+    pub fn add_omitted(&mut self, reason: u8, bytes: u64) {
+        if let Some(sum) = self.omitted.get_mut(usize::from(reason)) {
+            *sum += bytes;
+        }
+    }
+
     /// Bytes that the kernel moved.
     pub fn moved(&self) -> u64 {
-        self.counter(Counter::MovedSent) + self.counter(Counter::MovedReceived)
+        self.counter(Counter::MovedSent) + self.counter(Counter::MovedReceived) + self.before
     }
 
     pub fn lost(&self) -> u64 {
@@ -148,6 +167,7 @@ impl Ledger {
         buckets.add(Bucket::Lost, self.lost());
         let other = self.counter(Counter::OtherSent) + self.counter(Counter::OtherReceived);
         buckets.add(Bucket::OtherSockets, other);
+        buckets.add(Bucket::BeforeSelection, self.before);
         buckets
     }
 
@@ -191,6 +211,14 @@ impl fmt::Display for Ledger {
         ];
         for (count, what) in rare.into_iter().filter(|(count, _)| *count > 0) {
             write!(f, ", {count} {what}")?;
+        }
+        for (reason, count) in &self.left {
+            write!(f, ", {count} connections left: {reason}")?;
+        }
+        let mut sign = "; told by length alone:";
+        for (reason, bytes) in self.omitted.iter().enumerate().filter(|(_, bytes)| **bytes > 0) {
+            write!(f, "{sign} {bytes} {}", omitted::name(reason as u8))?;
+            sign = ",";
         }
         Ok(())
     }

@@ -53,9 +53,14 @@ impl Role {
     }
 }
 
-/// `AF_INET` and `AF_INET6` (include/linux/socket.h).
+/// `AF_UNIX`, `AF_INET` and `AF_INET6` (include/linux/socket.h).
+pub const AF_UNIX: u16 = 1;
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
+
+/// Where positions of Unix sockets start: nothing tells how much had moved before the first call that
+/// is seen, so none of them starts at a connection's first byte.
+pub const COUNTED_START: u64 = 1 << 32;
 
 /// Value of the kernel's connection map, by socket cookie.
 #[repr(C)]

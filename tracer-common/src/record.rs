@@ -16,6 +16,9 @@ pub mod kind {
     pub const ENDED: u16 = 6;
     pub const CLOSED: u16 = 7;
     pub const SHUT: u16 = 8;
+    pub const CHOSEN: u16 = 9;
+    pub const UNDECIDED: u16 = 10;
+    pub const OPENED_UNIX: u16 = 11;
 
     /// First record of a capture: what the ids are made from.
     pub const SEED: u16 = 32;
@@ -29,6 +32,8 @@ pub mod kind {
     pub const COUNTERS: u16 = 36;
     /// The capture ended in order.
     pub const FINISHED: u16 = 37;
+    /// What a process moved before it was chosen.
+    pub const BEFORE: u16 = 38;
 }
 
 /// Starts every record.
@@ -46,15 +51,16 @@ pub struct Header {
     pub thread: u32,
 }
 
-/// A selected process was forked ([`kind::FORKED`]), executed a program ([`kind::EXECUTED`]), or
-/// its last thread ended ([`kind::EXITED`]). `Header::pid` is the process.
+/// A chosen process was forked ([`kind::FORKED`]), executed a program ([`kind::EXECUTED`]), or its last
+/// thread ended ([`kind::EXITED`]); or one that had begun before became chosen ([`kind::CHOSEN`]), or
+/// may become so once the agent has looked at it ([`kind::UNDECIDED`]). `Header::pid` is the process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Process {
     pub header: Header,
     /// The process that forked it; else 0.
     pub parent: u32,
-    /// Selection flags, see [`crate::config::selected`].
+    /// What it meets of the selection, see [`crate::config::selected`].
     pub selected: u32,
     pub command: [u8; 16],
 }
@@ -80,6 +86,23 @@ pub struct Opened {
     pub peer_address: [u8; 16],
 }
 
+/// As [`Opened`], of a Unix stream socket ([`kind::OPENED_UNIX`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct OpenedUnix {
+    pub header: Header,
+    pub cookie: u64,
+    /// By which it stands in `/proc/net/unix`.
+    pub inode: u64,
+    pub network_namespace: u32,
+    /// [`crate::connection::Role`]
+    pub role: u8,
+    pub padding: [u8; 3],
+    /// `sun_path` of the side that was connected to, up to its end; a name without a file starts with 0.
+    pub path_length: u32,
+    pub path: [u8; 108],
+}
+
 /// Why bytes that moved were not copied (`Data::omitted`).
 pub mod omitted {
     pub const NOTHING: u8 = 0;
@@ -89,7 +112,7 @@ pub mod omitted {
     pub const OVER_BUDGET: u8 = 2;
     /// The user's memory could not be read.
     pub const FAULT: u8 = 3;
-    /// A call whose buffers are not followed yet (sendmmsg, recvmmsg, io_uring, 32-bit tasks).
+    /// A call whose buffers are not followed.
     pub const CALL: u8 = 4;
     /// Received into nowhere (MSG_TRUNC).
     pub const DISCARDED: u8 = 5;
@@ -99,6 +122,29 @@ pub mod omitted {
     pub const QUIET: u8 = 7;
     /// The ring is filling: only the start of a call is copied, where heads are.
     pub const CROWDED: u8 = 8;
+    /// Moved by io_uring.
+    pub const IO_URING: u8 = 9;
+    /// Moved by a 32-bit task, whose registers mean other things.
+    pub const TASK_32_BIT: u8 = 10;
+
+    pub const COUNT: usize = 11;
+
+    /// For people.
+    pub fn name(reason: u8) -> &'static str {
+        match reason {
+            NO_BUFFER => "by sendfile or splice",
+            OVER_BUDGET => "beyond what is copied of one call",
+            FAULT => "in memory that could not be read",
+            CALL => "by calls that are not followed",
+            DISCARDED => "received into nowhere",
+            IOVECS => "in more pieces than are followed",
+            QUIET => "of content or of an unknown protocol, not asked for",
+            CROWDED => "while the ring was filling",
+            IO_URING => "by io_uring",
+            TASK_32_BIT => "by 32-bit tasks",
+            _ => "for no reason given",
+        }
+    }
 }
 
 /// Bytes moved ([`kind::DATA`]); `captured` bytes of payload follow. A call may fill several.
@@ -148,14 +194,14 @@ pub struct Ended {
 pub struct Shut {
     pub header: Header,
     pub cookie: u64,
-    /// Where the last call ended that sent something, and what that was counted with.
-    pub sent: u64,
-    pub base: u32,
+    /// By direction, where the connection stood, and what that was counted with.
+    pub positions: [u64; 2],
+    pub bases: [u32; 2],
     /// Which side: [`crate::connection::Direction`] of what it sends.
     pub direction: u8,
     /// 1 for a reset.
     pub reset: u8,
-    pub padding: [u8; 2],
+    pub padding: [u8; 6],
 }
 
 /// The socket is gone ([`kind::CLOSED`]): no record of the connection follows.
@@ -236,10 +282,21 @@ pub struct Counters {
     pub totals: [u64; crate::config::Counter::COUNT as usize],
 }
 
+/// [`kind::BEFORE`]: bytes that the process moved on sockets while it was not decided whether it is
+/// chosen. By [`crate::connection::Direction`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Before {
+    pub header: Header,
+    pub bytes: [u64; 2],
+}
+
 const _: () = assert!(size_of::<Header>() == 24);
 const _: () = assert!(size_of::<Process>() == 48);
 const _: () = assert!(size_of::<Opened>() == 88);
 const _: () = assert!(size_of::<Data>() == 72);
 const _: () = assert!(size_of::<Ended>() == 64);
 const _: () = assert!(size_of::<Closed>() == 56);
-const _: () = assert!(size_of::<Shut>() == 48);
+const _: () = assert!(size_of::<Shut>() == 64);
+const _: () = assert!(size_of::<OpenedUnix>() == 160);
+const _: () = assert!(size_of::<Before>() == 40);

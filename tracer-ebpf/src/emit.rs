@@ -7,12 +7,13 @@ use aya_ebpf::{
     helpers::{
         bpf_get_current_pid_tgid, bpf_ktime_get_ns,
         generated::{
-            bpf_loop, bpf_ringbuf_output, bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit,
+            bpf_loop, bpf_ringbuf_discard, bpf_ringbuf_output, bpf_ringbuf_query, bpf_ringbuf_reserve,
+            bpf_ringbuf_submit,
         },
     },
 };
 use tracer_common::{
-    config::{Counter, IOVECS_PER_CALL, PAYLOAD_CLASSES, PAYLOAD_MAX, RECORDS_PER_CALL},
+    config::{Counter, IOVECS_PER_CALL, PAYLOAD_CLASSES, PAYLOAD_MAX, RECORDS_PER_CALL, TAIL_RECORDS},
     connection::Direction,
     record::{Data, Header, omitted},
 };
@@ -78,6 +79,9 @@ pub(crate) fn data(first: &Data, buffer: Buffer, total: u32) {
     }
 }
 
+/// What one call may fill before its end, and where its end starts.
+const START_RECORDS: u32 = RECORDS_PER_CALL - TAIL_RECORDS;
+
 /// One record, or for a large call a loop of the kernel's over several.
 #[inline(always)]
 fn flat(first: &Data, address: u64, total: u32) {
@@ -87,10 +91,7 @@ fn flat(first: &Data, address: u64, total: u32) {
     let mut parts = Parts { first: *first, address, total, done: 0 };
     // SAFETY: the callback takes (index, argument) as the helper asks.
     unsafe {
-        bpf_loop(RECORDS_PER_CALL, next_part as *const () as *mut _, (&raw mut parts).cast(), 0);
-    }
-    if parts.done < total {
-        gap(first, parts.done, total - parts.done, omitted::OVER_BUDGET);
+        bpf_loop(RECORDS_PER_CALL + 1, next_part as *const () as *mut _, (&raw mut parts).cast(), 0);
     }
 }
 
@@ -103,13 +104,19 @@ struct Parts {
 }
 
 /// Returns 1 to end the loop.
-unsafe extern "C" fn next_part(_: u32, argument: *mut Parts) -> i64 {
+unsafe extern "C" fn next_part(index: u32, argument: *mut Parts) -> i64 {
     // SAFETY: the argument that `flat` gave to the loop.
     let parts = unsafe { &mut *argument };
     if parts.done >= parts.total {
         return 1;
     }
     let left = parts.total - parts.done;
+    let tail = TAIL_RECORDS * PAYLOAD_MAX as u32;
+    if index == START_RECORDS && left > tail {
+        gap(&parts.first, parts.done, left - tail, omitted::OVER_BUDGET);
+        parts.done += left - tail;
+        return 0;
+    }
     let length = if left > PAYLOAD_MAX as u32 { PAYLOAD_MAX as u32 } else { left };
     part(&parts.first, parts.done, length, parts.address + parts.done as u64);
     parts.done += length;
@@ -180,7 +187,7 @@ fn pieces(first: &Data, address: u64, count: u64, total: u32) {
     // SAFETY: the callback takes (index, argument) as the helper asks.
     unsafe {
         bpf_loop(
-            IOVECS_PER_CALL + RECORDS_PER_CALL,
+            IOVECS_PER_CALL + RECORDS_PER_CALL + 1,
             piece as *const () as *mut _,
             (&raw mut argument).cast(),
             0,
@@ -189,12 +196,10 @@ fn pieces(first: &Data, address: u64, count: u64, total: u32) {
     let Some(walk) = maps::walk(direction) else { return };
     flush(direction);
     if walk.left > 0 {
-        let reason = match (walk.fault, walk.records) {
-            (1, _) => omitted::FAULT,
-            (_, RECORDS_PER_CALL) => omitted::OVER_BUDGET,
-            _ => omitted::IOVECS,
-        };
-        gap(first, total.wrapping_sub(walk.left), walk.left, reason);
+        let reason = if walk.fault != 0 { omitted::FAULT } else { omitted::IOVECS };
+        // What is still to be passed over was told.
+        let left = walk.left.wrapping_sub(walk.skip);
+        gap(first, total.wrapping_sub(left), left, reason);
     }
 }
 
@@ -222,6 +227,13 @@ unsafe extern "C" fn piece(_: u32, argument: *mut u32) -> i64 {
     if length > walk.left as u64 {
         length = walk.left as u64;
     }
+    if walk.skip > 0 {
+        if length > walk.skip as u64 {
+            length = walk.skip as u64;
+        }
+        walk.skip -= length as u32;
+        return walk.pass(length, piece.length);
+    }
     if length > (GATHER_MAX - filled) as u64 {
         length = (GATHER_MAX - filled) as u64;
     }
@@ -237,16 +249,28 @@ unsafe extern "C" fn piece(_: u32, argument: *mut u32) -> i64 {
         }
     }
     walk.filled = filled + length;
-    walk.left -= length;
-    walk.inside += length as u64;
-    if walk.inside >= piece.length {
-        walk.index += 1;
-        walk.inside = 0;
-    }
+    walk.pass(length as u64, piece.length);
     if walk.filled >= GATHER_MAX {
         flush(direction);
+        skip_to_end(direction);
     }
     0
+}
+
+/// When only the end of a call may still be copied, what lies before it is passed over.
+#[inline(always)]
+fn skip_to_end(direction: u32) {
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
+    const TAIL: u32 = TAIL_RECORDS * GATHER_MAX;
+    if walk.skipped != 0 || walk.records < START_RECORDS || walk.left <= TAIL {
+        return;
+    }
+    walk.skipped = 1;
+    walk.skip = walk.left - TAIL;
+    // SAFETY: the scratch is larger than the fields, and aligned to 8.
+    let record = unsafe { &mut *scratch.cast::<Data>() };
+    gap(record, 0, walk.skip, omitted::OVER_BUDGET);
+    record.position += walk.skip as u64;
 }
 
 /// Sends what is in the scratch and makes it ready for what follows.
@@ -336,6 +360,19 @@ fn wake() -> u64 {
         *last = now;
     }
     BPF_RB_FORCE_WAKEUP as u64
+}
+
+/// There is something that the agent should look at without delay.
+#[inline(always)]
+pub(crate) fn wake_agent() {
+    // SAFETY: a record of no bytes would be refused: this one is dropped at once, with a word to the
+    // agent.
+    unsafe {
+        let record = bpf_ringbuf_reserve(ring(), 8, 0);
+        if !record.is_null() {
+            bpf_ringbuf_discard(record, BPF_RB_FORCE_WAKEUP as u64);
+        }
+    }
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! The probes. They know sockets, threads and bytes; what the bytes mean is decided in user space.
 //!
 //! - `socket`: bytes moved on a socket, and its end (entry points)
-//! - `process`: fork, exec and exit of chosen processes (entry points)
+//! - `process`: fork, exec and exit of processes, and moves between cgroups (entry points)
 //! - `select`: who is chosen
 //! - `syscall`: the call that moved the bytes: all that depends on the processor is there
 //! - `emit`: the only way out

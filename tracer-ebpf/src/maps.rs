@@ -5,13 +5,31 @@ use aya_ebpf::{
     maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use tracer_common::{
-    config::Counter,
+    config::{Counter, File, NAME_SIZE},
     connection::{ConnectionState, Quiet},
 };
 
-/// Chosen processes: tgid to flags (`tracer_common::config::selected`).
+/// Processes that meet something of the selection: tgid to `tracer_common::config::selected`.
 #[map]
 pub(crate) static SELECTED: HashMap<u32, u32> = HashMap::with_max_entries(65536, 0);
+
+/// Processes that the agent has to look at, with what they have moved meanwhile by direction.
+#[map]
+pub(crate) static UNDECIDED: LruHashMap<u32, [u64; 2]> = LruHashMap::with_max_entries(16384, 0);
+
+/// What is chosen, each a set: names, files, ports, cgroups (by the inode of their folder).
+#[map]
+pub(crate) static NAMES: HashMap<[u8; NAME_SIZE], u8> = HashMap::with_max_entries(1024, 0);
+#[map]
+pub(crate) static EXECUTABLES: HashMap<File, u8> = HashMap::with_max_entries(1024, 0);
+#[map]
+pub(crate) static PORTS: HashMap<u16, u8> = HashMap::with_max_entries(1024, 0);
+#[map]
+pub(crate) static CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(4096, 0);
+
+/// By thread, which message of a sendmmsg or recvmmsg comes next.
+#[map]
+pub(crate) static MESSAGES: HashMap<u64, Messages> = HashMap::with_max_entries(8192, 0);
 
 /// Connections with a record, by socket cookie.
 #[map]
@@ -45,6 +63,15 @@ pub(crate) const SCRATCH_SIZE: usize = 32768;
 #[repr(C, align(8))]
 pub(crate) struct Scratch(pub(crate) [u8; SCRATCH_SIZE]);
 
+/// How far the messages of one call were followed.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Messages {
+    pub(crate) vector: u64,
+    pub(crate) count: u32,
+    pub(crate) next: u32,
+}
+
 /// How far an iovec was followed. It lives in a map since the verifier gives up on these numbers
 /// where they are carried in registers through a loop.
 #[repr(C)]
@@ -57,6 +84,9 @@ pub(crate) struct Walk {
     pub(crate) filled: u32,
     pub(crate) records: u32,
     pub(crate) fault: u32,
+    /// Bytes that are passed over next, and whether some were.
+    pub(crate) skip: u32,
+    pub(crate) skipped: u32,
 }
 
 impl Walk {
@@ -73,7 +103,23 @@ impl Walk {
             core::ptr::write_volatile(&mut self.filled, 0);
             core::ptr::write_volatile(&mut self.records, 0);
             core::ptr::write_volatile(&mut self.fault, 0);
+            core::ptr::write_volatile(&mut self.skip, 0);
+            core::ptr::write_volatile(&mut self.skipped, 0);
         }
+    }
+}
+
+impl Walk {
+    /// Goes on by `length` bytes of a piece. Returns 0, for the loop to go on.
+    #[inline(always)]
+    pub(crate) fn pass(&mut self, length: u64, piece: u64) -> i64 {
+        self.left -= length as u32;
+        self.inside += length;
+        if self.inside >= piece {
+            self.index += 1;
+            self.inside = 0;
+        }
+        0
     }
 }
 

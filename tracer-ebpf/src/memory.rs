@@ -17,8 +17,15 @@ offsets! {
     TCP_BYTES_ACKED TCP_BYTES_RECEIVED TCP_BYTES_SENT TCP_BYTES_RETRANS
     SOCK_FLAGS SOCK_STATE SOCK_FAMILY SOCK_LOCAL_PORT SOCK_PEER_PORT SOCK_LOCAL_V4 SOCK_PEER_V4
     SOCK_LOCAL_V6 SOCK_PEER_V6 SOCK_NET SOCK_SOCKET SOCKET_FILE NET_INUM
-    TASK_TGID TASK_SIGNAL TASK_COMM SIGNAL_LIVE
+    SOCK_TYPE SOCK_SHUTDOWN UNIX_ADDR UNIX_PEER UNIX_ADDRESS_LENGTH UNIX_ADDRESS_NAME
+    TASK_TGID TASK_SIGNAL TASK_COMM TASK_FLAGS TASK_CGROUPS SIGNAL_LIVE
+    BINPRM_FILE FILE_INODE FILE_DENTRY DENTRY_NAME INODE_NUMBER INODE_SUPER SUPER_DEVICE
+    CSS_SET_CGROUP CGROUP_ANCESTORS CGROUP_LEVEL CGROUP_NODE NODE_ID
 }
+
+// Of `tracer_common::config::selected`: what a process has to meet to be chosen, and which of that the
+// agent has a say in; and the agent's own process.
+offsets! { REQUIRED DECIDED_BY_AGENT OWN_PROCESS }
 
 /// The value of one of the offsets above.
 #[macro_export]
@@ -66,6 +73,23 @@ impl Typed {
 pub(crate) fn read_kernel<T: Copy + Default>(address: u64, offset: usize) -> T {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel((address as usize + offset) as *const T) }.unwrap_or_default()
+}
+
+/// A text that ends with 0, or its start; `target` is all zeros before.
+#[inline(always)]
+pub(crate) fn read_kernel_text<const N: usize>(address: u64, target: &mut [u8; N]) {
+    // SAFETY: the target is valid for N bytes; the helper checks the source.
+    unsafe {
+        generated::bpf_probe_read_kernel_str(target.as_mut_ptr().cast(), N as u32, address as *const _);
+    }
+}
+
+/// Copies kernel memory; false where it cannot be read.
+#[inline(always)]
+pub(crate) fn copy_kernel<const N: usize>(address: u64, length: u32, target: &mut [u8; N]) -> bool {
+    let length = bounded(length, N as u32);
+    // SAFETY: the target is valid for N bytes; the helper checks the source.
+    unsafe { generated::bpf_probe_read_kernel(target.as_mut_ptr().cast(), length, address as *const _) == 0 }
 }
 
 /// Memory of the current process.

@@ -1,4 +1,4 @@
-//! Fork, exec and exit of chosen processes.
+//! Fork, exec and exit of processes, and what makes one chosen that runs already.
 
 use aya_ebpf::{
     helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
@@ -7,7 +7,13 @@ use aya_ebpf::{
 };
 use tracer_common::record::{Header, Process, kind};
 
-use crate::{emit, memory::Typed, offset, select};
+use crate::{
+    emit,
+    memory::Typed,
+    offset,
+    select::{self, Choice},
+    syscall,
+};
 
 /// (parent, child): before the child can run.
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -18,10 +24,9 @@ pub fn sched_process_fork(context: BtfTracePointContext) -> i32 {
     if parent_id == child_id {
         return 0; // a thread
     }
-    let flags = select::fork(parent_id, child_id);
-    if flags != 0 {
-        report(kind::FORKED, child_id, parent_id, flags, child.copy(offset!(TASK_COMM)));
-    }
+    let (choice, met) = select::fork(parent_id, child_id, child);
+    let command = child.copy(offset!(TASK_COMM));
+    report(choice, kind::FORKED, child_id, parent_id, met, command);
     0
 }
 
@@ -29,11 +34,14 @@ pub fn sched_process_fork(context: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn sched_process_exec(context: BtfTracePointContext) -> i32 {
     let process: u32 = Typed(context.arg(0)).load(offset!(TASK_TGID));
-    if select::flags(process) == 0 {
-        return 0;
+    let before = select::is_chosen(process);
+    let (choice, met) = select::execute(process, context.arg(2));
+    let command = bpf_get_current_comm().unwrap_or_default();
+    if before && choice != Choice::Chosen {
+        // What it was is over.
+        tell(kind::EXECUTED, process, 0, met, command);
     }
-    let flags = select::execute(process);
-    report(kind::EXECUTED, process, 0, flags, bpf_get_current_comm().unwrap_or_default());
+    report(choice, kind::EXECUTED, process, 0, met, command);
     0
 }
 
@@ -42,20 +50,54 @@ pub fn sched_process_exec(context: BtfTracePointContext) -> i32 {
 pub fn sched_process_exit(context: BtfTracePointContext) -> i32 {
     let task = Typed(context.arg(0));
     let process: u32 = task.load(offset!(TASK_TGID));
-    let flags = select::flags(process);
-    if flags == 0 {
-        return 0;
+    if select::is_chosen(process) {
+        // It may have been killed inside a call.
+        syscall::forget_messages();
     }
     let alive: i32 = task.follow(offset!(TASK_SIGNAL)).load(offset!(SIGNAL_LIVE));
     if alive == 0 {
+        let met = select::met(process);
+        let chosen = select::is_chosen(process);
         select::exit(process);
-        report(kind::EXITED, process, 0, flags, [0; 16]);
+        if chosen {
+            tell(kind::EXITED, process, 0, met, [0; 16]);
+        }
     }
     0
 }
 
+/// (cgroup, path, task, whether all threads): after the move, in each hierarchy.
+#[btf_tracepoint(function = "cgroup_attach_task")]
+pub fn cgroup_attach_task(context: BtfTracePointContext) -> i32 {
+    let task = Typed(context.arg(2));
+    let process: u32 = task.load(offset!(TASK_TGID));
+    let (choice, met) = select::attach(process, task);
+    report(choice, kind::CHOSEN, process, 0, met, task.copy(offset!(TASK_COMM)));
+    0
+}
+
+/// The current process listens on a port.
 #[inline(always)]
-fn report(kind: u16, process: u32, parent: u32, selected: u32, command: [u8; 16]) {
+pub(crate) fn listens(port: u16) {
+    let process = select::current();
+    let (choice, met) = select::listen(process, port);
+    report(choice, kind::CHOSEN, process, 0, met, bpf_get_current_comm().unwrap_or_default());
+}
+
+#[inline(always)]
+fn report(choice: Choice, kind: u16, process: u32, parent: u32, met: u32, command: [u8; 16]) {
+    match choice {
+        Choice::Chosen => tell(kind, process, parent, met, command),
+        Choice::Undecided => {
+            tell(kind::UNDECIDED, process, parent, met, command);
+            emit::wake_agent();
+        }
+        Choice::No => {}
+    }
+}
+
+#[inline(always)]
+fn tell(kind: u16, process: u32, parent: u32, selected: u32, command: [u8; 16]) {
     emit::fixed(|record: &mut Process| {
         *record = Process { header: Header::default(), parent, selected, command };
         record.header = emit::header::<Process>(kind);

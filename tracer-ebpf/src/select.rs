@@ -1,54 +1,225 @@
-//! Who is chosen: a hash from process to flags, written at fork, exec and exit, and by the agent.
+//! Who is chosen: a hash from process to what it meets of the selection, written at fork, exec, exit,
+//! listen and change of cgroup, and by the agent. What only the agent can tell (patterns, a path) is
+//! asked of it, and what moves until it answers is counted.
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use tracer_common::config::{Counter, selected};
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
+use tracer_common::{
+    config::{CGROUP_LEVELS, Counter, File, NAME_SIZE, selected},
+    connection::Direction,
+};
 
-use crate::maps::{SELECTED, count};
+use crate::{
+    maps::{CGROUPS, EXECUTABLES, NAMES, PORTS, SELECTED, UNDECIDED, count},
+    memory::{DECIDED_BY_AGENT, OWN_PROCESS, REQUIRED, Typed, constant, read_kernel, read_kernel_text},
+    offset,
+};
 
-/// Flags of a process; 0 if it is not chosen.
+/// What became of a process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Choice {
+    Chosen,
+    /// The agent has to look at it.
+    Undecided,
+    No,
+}
+
+/// What a process meets of the selection.
 #[inline(always)]
-pub(crate) fn flags(process: u32) -> u32 {
+pub(crate) fn met(process: u32) -> u32 {
     // SAFETY: the value is copied at once, and a stale one is as good as a fresh one.
     unsafe { SELECTED.get(&process) }.copied().unwrap_or(0)
 }
 
 #[inline(always)]
-pub(crate) fn current() -> bool {
-    flags((bpf_get_current_pid_tgid() >> 32) as u32) != 0
+fn required() -> u32 {
+    constant(&REQUIRED) as u32
 }
 
-/// Called while the child cannot run yet. Returns the child's flags.
 #[inline(always)]
-pub(crate) fn fork(parent: u32, child: u32) -> u32 {
-    if flags(parent) == 0 {
-        // A number used again whose exit was missed.
-        let _ = SELECTED.remove(&child);
-        return 0;
-    }
-    if SELECTED.insert(&child, &selected::BY_FORK, 0).is_err() {
-        count(Counter::SelectionFull, 1);
-        return 0;
-    }
-    selected::BY_FORK
+fn is_enough(met: u32) -> bool {
+    met & required() == required()
 }
 
-/// Returns the flags that the process keeps.
+/// The agent itself never is.
 #[inline(always)]
-pub(crate) fn execute(process: u32) -> u32 {
-    let before = flags(process);
-    let after = before & selected::SURVIVES_EXEC;
+pub(crate) fn is_chosen(process: u32) -> bool {
+    is_enough(met(process)) && process != constant(&OWN_PROCESS) as u32
+}
+
+#[inline(always)]
+pub(crate) fn current() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// Bytes of a process that may be chosen are counted.
+#[inline(always)]
+pub(crate) fn count_undecided(process: u32, direction: Direction, bytes: u64) {
+    if constant(&DECIDED_BY_AGENT) == 0 {
+        return;
+    }
+    if let Some(before) = UNDECIDED.get_ptr_mut(&process) {
+        // SAFETY: a value of the map; threads that write at the same time lose a count at worst.
+        unsafe {
+            let before = &mut *before;
+            if matches!(direction, Direction::Sent) {
+                before[0] += bytes;
+            } else {
+                before[1] += bytes;
+            }
+        }
+    }
+}
+
+/// Called while the child cannot run yet. Returns what the child meets.
+#[inline(always)]
+pub(crate) fn fork(parent: u32, child: u32, task: Typed) -> (Choice, u32) {
+    let mut after = met(parent);
+    if required() & selected::CGROUP != 0 {
+        after &= !selected::CGROUP;
+        if in_cgroup(task) {
+            after |= selected::CGROUP;
+        }
+    }
+    // Else there may be a number used again whose exit was missed.
+    keep(child, after);
+    if is_enough(after) {
+        return (Choice::Chosen, after);
+    }
+    // SAFETY: only looked at for whether it is there.
+    let asked = constant(&DECIDED_BY_AGENT) != 0 && unsafe { UNDECIDED.get(&parent) }.is_some();
+    (if asked { ask(child) } else { Choice::No }, after)
+}
+
+/// Returns what the process meets with its new program.
+#[inline(always)]
+pub(crate) fn execute(process: u32, binary: u64) -> (Choice, u32) {
+    let mut after = met(process) & selected::SURVIVES_EXEC;
+    let file: u64 = read_kernel(binary, offset!(BINPRM_FILE));
+    if required() & selected::COMMAND != 0 && (has_name() || file_has_name(file)) {
+        after |= selected::COMMAND;
+    }
+    if required() & selected::EXECUTABLE != 0 && is_executable(file) {
+        after |= selected::EXECUTABLE;
+    }
+    keep(process, after);
+    if is_enough(after) {
+        return (Choice::Chosen, after);
+    }
+    let agent = constant(&DECIDED_BY_AGENT) as u32;
+    let open = agent != 0 && is_enough(after | agent);
+    (if open { ask(process) } else { Choice::No }, after)
+}
+
+/// A process listens on a port. Returns what it meets, if that is news.
+#[inline(always)]
+pub(crate) fn listen(process: u32, port: u16) -> (Choice, u32) {
+    let before = met(process);
+    // SAFETY: only looked at for whether it is there.
+    if required() & selected::PORT == 0
+        || before & selected::PORT != 0
+        || unsafe { PORTS.get(&port) }.is_none()
+    {
+        return (Choice::No, before);
+    }
+    let after = before | selected::PORT;
+    keep(process, after);
+    if is_enough(after) {
+        return (Choice::Chosen, after);
+    }
+    let agent = constant(&DECIDED_BY_AGENT) as u32;
+    let open = agent != 0 && is_enough(after | agent);
+    (if open { ask(process) } else { Choice::No }, after)
+}
+
+/// A process has come into another cgroup.
+#[inline(always)]
+pub(crate) fn attach(process: u32, task: Typed) -> (Choice, u32) {
+    let before = met(process);
+    let after = if in_cgroup(task) { before | selected::CGROUP } else { before & !selected::CGROUP };
     if after == before {
-        return after;
+        return (Choice::No, before);
     }
-    if after == 0 {
-        let _ = SELECTED.remove(&process);
-    } else {
-        let _ = SELECTED.insert(&process, &after, 0);
+    keep(process, after);
+    if is_enough(after) {
+        return (Choice::Chosen, after);
     }
-    after
+    let agent = constant(&DECIDED_BY_AGENT) as u32;
+    let open = agent != 0 && after & selected::CGROUP != 0 && is_enough(after | agent);
+    (if open { ask(process) } else { Choice::No }, after)
 }
 
 #[inline(always)]
 pub(crate) fn exit(process: u32) {
     let _ = SELECTED.remove(&process);
+    if constant(&DECIDED_BY_AGENT) != 0 {
+        let _ = UNDECIDED.remove(&process);
+    }
+}
+
+#[inline(always)]
+fn keep(process: u32, met: u32) {
+    if process == constant(&OWN_PROCESS) as u32 {
+        return;
+    }
+    if met == 0 {
+        let _ = SELECTED.remove(&process);
+    } else if SELECTED.insert(&process, &met, 0).is_err() {
+        count(Counter::SelectionFull, 1);
+    }
+}
+
+#[inline(always)]
+fn ask(process: u32) -> Choice {
+    let _ = UNDECIDED.insert(&process, &[0; 2], 0);
+    Choice::Undecided
+}
+
+/// The name of the current process, which an exec takes from what the caller typed.
+#[inline(always)]
+fn has_name() -> bool {
+    let mut name = [0; NAME_SIZE];
+    let Ok(command) = bpf_get_current_comm() else { return false };
+    name[..16].copy_from_slice(&command);
+    // SAFETY: only looked at for whether it is there.
+    unsafe { NAMES.get(&name) }.is_some()
+}
+
+#[inline(always)]
+fn file_has_name(file: u64) -> bool {
+    let entry: u64 = read_kernel(file, offset!(FILE_DENTRY));
+    let text: u64 = read_kernel(entry, offset!(DENTRY_NAME));
+    let mut name = [0; NAME_SIZE];
+    read_kernel_text(text, &mut name);
+    // SAFETY: only looked at for whether it is there.
+    unsafe { NAMES.get(&name) }.is_some()
+}
+
+#[inline(always)]
+fn is_executable(file: u64) -> bool {
+    let inode: u64 = read_kernel(file, offset!(FILE_INODE));
+    let super_block: u64 = read_kernel(inode, offset!(INODE_SUPER));
+    let device: u32 = read_kernel(super_block, offset!(SUPER_DEVICE));
+    let file: File = [device as u64, read_kernel(inode, offset!(INODE_NUMBER))];
+    // SAFETY: only looked at for whether it is there.
+    unsafe { EXECUTABLES.get(&file) }.is_some()
+}
+
+/// Whether the task is in a chosen cgroup, or below one.
+#[inline(always)]
+fn in_cgroup(task: Typed) -> bool {
+    let set: u64 = task.copy(offset!(TASK_CGROUPS));
+    let cgroup: u64 = read_kernel(set, offset!(CSS_SET_CGROUP));
+    let level: u32 = read_kernel(cgroup, offset!(CGROUP_LEVEL));
+    let mut at = 0;
+    while at < CGROUP_LEVELS && at <= level {
+        let ancestor: u64 = read_kernel(cgroup, offset!(CGROUP_ANCESTORS) + at as usize * 8);
+        let node: u64 = read_kernel(ancestor, offset!(CGROUP_NODE));
+        let id: u64 = read_kernel(node, offset!(NODE_ID));
+        // SAFETY: only looked at for whether it is there.
+        if unsafe { CGROUPS.get(&id) }.is_some() {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }

@@ -7,15 +7,15 @@ use aya_ebpf::{
 };
 use tracer_common::{
     config::Counter,
-    connection::{AF_INET6, ConnectionState, Direction, QUIET_CALL_MIN, Role},
-    record::{Closed, Data, Ended, Header, Opened, Shut, kind, omitted},
+    connection::{AF_INET6, AF_UNIX, COUNTED_START, ConnectionState, Direction, QUIET_CALL_MIN, Role},
+    record::{Closed, Data, Ended, Header, Opened, OpenedUnix, Shut, kind, omitted},
 };
 
 use crate::{
     emit,
     maps::{CONNECTIONS, QUIET, count},
-    memory::{Typed, read_kernel},
-    offset, select, syscall,
+    memory::{Typed, copy_kernel, read_kernel},
+    offset, process, select, syscall,
 };
 
 const EAGAIN: i32 = 11;
@@ -32,12 +32,22 @@ const MSG_ERRQUEUE: u32 = 0x2000;
 /// `enum sock_flags` (include/net/sock.h): a FIN was received.
 const SOCK_DONE: u64 = 1 << 1;
 
+/// include/linux/net.h
+const SOCK_STREAM: u16 = 1;
+
+/// `RCV_SHUTDOWN` (include/net/sock.h): nothing follows.
+const RCV_SHUTDOWN: u8 = 1;
+
+/// `sun_path` comes after the family in `struct sockaddr_un`.
+const SUN_PATH: usize = 2;
+
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;
 const TCP_CLOSE_WAIT: u8 = 8;
 const TCP_FIN_WAIT1: i32 = 4;
 const TCP_CLOSE_WAIT_STATE: i32 = TCP_CLOSE_WAIT as i32;
 const TCP_LAST_ACK: i32 = 9;
+const TCP_LISTEN: i32 = 10;
 
 /// (sock, result, flags): after the bytes were copied.
 #[btf_tracepoint(function = "sock_send_length")]
@@ -70,79 +80,102 @@ pub fn tcp_destroy_sock(context: BtfTracePointContext) -> i32 {
     0
 }
 
-/// (sock, old, new): which side ended the connection first. In any process, also in none.
+/// (sock, old, new): which side ended the connection first, in any process, also in none; and who
+/// listens.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn inet_sock_set_state(context: BtfTracePointContext) -> i32 {
     let new: i32 = context.arg(2);
-    let direction = match new {
-        TCP_FIN_WAIT1 | TCP_LAST_ACK => Direction::Sent,
-        TCP_CLOSE_WAIT_STATE => Direction::Received,
-        _ => return 0,
-    };
-    shut(Typed(context.arg(0)), direction, false)
+    let socket = Typed(context.arg(0));
+    match new {
+        TCP_FIN_WAIT1 | TCP_LAST_ACK => shut(socket, Direction::Sent, false),
+        TCP_CLOSE_WAIT_STATE => shut(socket, Direction::Received, false),
+        TCP_LISTEN => process::listens(socket.load(offset!(SOCK_LOCAL_PORT))),
+        _ => {}
+    }
+    0
 }
 
 /// (sock): the peer has reset the connection.
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
-    shut(Typed(context.arg(0)), Direction::Received, true)
-}
-
-#[inline(always)]
-fn shut(socket: Typed, direction: Direction, reset: bool) -> i32 {
-    let cookie = cookie(socket);
-    // SAFETY: the value is copied at once.
-    let Some(state) = (unsafe { CONNECTIONS.get(&cookie) }).copied() else { return 0 };
-    emit::fixed(|record: &mut Shut| {
-        *record = Shut {
-            header: emit::header::<Shut>(kind::SHUT),
-            cookie,
-            sent: state.positions[0],
-            base: state.bases[0],
-            direction: direction as u8,
-            reset: reset as u8,
-            padding: [0; 2],
-        };
-    });
+    shut(Typed(context.arg(0)), Direction::Received, true);
     0
 }
 
 #[inline(always)]
+fn shut(socket: Typed, direction: Direction, reset: bool) {
+    let cookie = cookie(socket);
+    // SAFETY: the value is copied at once.
+    let Some(state) = (unsafe { CONNECTIONS.get(&cookie) }).copied() else { return };
+    let (mut positions, mut bases) = (state.positions, state.bases);
+    if matches!(direction, Direction::Sent)
+        && let Some(tcp) = Tcp::of(socket)
+    {
+        // What was received without a call that is seen (splice) shows here; what was sent has been
+        // told, and the end of it is counted by now.
+        let now = tcp.positions(state.role == Role::Client as u32);
+        positions[1] = now.now[1];
+        bases[1] = now.bases[1];
+    }
+    emit::fixed(|record: &mut Shut| {
+        *record = Shut {
+            header: emit::header::<Shut>(kind::SHUT),
+            cookie,
+            positions,
+            bases,
+            direction: direction as u8,
+            reset: reset as u8,
+            padding: [0; 6],
+        };
+    });
+}
+
+#[inline(always)]
 fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
-    if !select::current() {
+    let process = select::current();
+    let result: i32 = context.arg(1);
+    if !select::is_chosen(process) {
+        if result > 0 {
+            undecided(context, process, direction, result as u64);
+        }
         return 0;
     }
-    let result: i32 = context.arg(1);
     let flags: u32 = context.arg(2);
     let retried = result == -EAGAIN || result == -EINTR || result <= -ERESTARTSYS;
+    if result <= 0 {
+        syscall::moved_nothing(result < 0);
+    }
     let peeked = matches!(direction, Direction::Received) && flags & (MSG_PEEK | MSG_ERRQUEUE) != 0;
     if retried || peeked {
         return 0;
     }
     let socket = Typed(context.arg(0));
-    // The kernel's own sockets (NFS) are used inside a call of the process, but have no file.
-    if socket.follow(offset!(SOCK_SOCKET)).load::<u64>(offset!(SOCKET_FILE)) == 0 {
+    if !has_file(socket) {
         return 0;
     }
     let sent = matches!(direction, Direction::Sent);
     if result > 0 {
         count(if sent { Counter::MovedSent } else { Counter::MovedReceived }, result as u64);
     }
-    let Some(tcp) = Tcp::of(socket) else {
+    let tcp = Tcp::of(socket);
+    if tcp.is_none() && !is_unix_stream(socket) {
         if result > 0 {
             count(if sent { Counter::OtherSent } else { Counter::OtherReceived }, result as u64);
         }
         return 0;
-    };
+    }
     let cookie = cookie(socket);
-    let Some(state) = connection(socket, &tcp, cookie) else {
+    let Some(state) = connection(socket, tcp.as_ref(), cookie) else {
         // The map had no room: what moved is counted, and lost.
         if result > 0 {
             emit::lost(direction as u8, result as u32);
         }
         return 0;
     };
-    let positions = tcp.positions(state.role == Role::Client as u32);
+    let positions = match &tcp {
+        Some(tcp) => tcp.positions(state.role == Role::Client as u32),
+        None => counted(state, sent, result),
+    };
     // Kept for when the socket is gone.
     if sent {
         state.positions[0] = positions.now[0];
@@ -153,8 +186,14 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
     }
     let (position, opposite) =
         if sent { (positions.now[0], positions.now[1]) } else { (positions.now[1], positions.now[0]) };
-    if result == 0 && (sent || !tcp.is_at_end()) {
-        return 0; // nothing was asked for
+    if result == 0 {
+        let at_end = match &tcp {
+            Some(tcp) => tcp.is_at_end(),
+            None => socket.load::<u8>(offset!(SOCK_SHUTDOWN)) & RCV_SHUTDOWN != 0,
+        };
+        if sent || !at_end {
+            return 0; // nothing was asked for
+        }
     }
     if result <= 0 {
         emit::fixed(|record: &mut Ended| {
@@ -171,7 +210,7 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
         });
         return 0;
     }
-    let call = syscall::current();
+    let call = syscall::current(result as u32);
     let buffer = if is_quiet(cookie, sent, position, result as u32) {
         syscall::Buffer::none(omitted::QUIET)
     } else if !sent && flags & MSG_TRUNC != 0 {
@@ -196,6 +235,41 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
     0
 }
 
+/// What a process moves that may be chosen is counted, as far as it would be if it were.
+#[inline(always)]
+fn undecided(context: &BtfTracePointContext, process: u32, direction: Direction, bytes: u64) {
+    let flags: u32 = context.arg(2);
+    let peeked = matches!(direction, Direction::Received) && flags & (MSG_PEEK | MSG_ERRQUEUE) != 0;
+    if !peeked && has_file(Typed(context.arg(0))) {
+        select::count_undecided(process, direction, bytes);
+    }
+}
+
+/// The kernel's own sockets (NFS) are used inside a call of the process, but have no file.
+#[inline(always)]
+fn has_file(socket: Typed) -> bool {
+    socket.follow(offset!(SOCK_SOCKET)).load::<u64>(offset!(SOCKET_FILE)) != 0
+}
+
+#[inline(always)]
+fn is_unix_stream(socket: Typed) -> bool {
+    socket.load::<u16>(offset!(SOCK_FAMILY)) == AF_UNIX
+        && socket.load::<u16>(offset!(SOCK_TYPE)) == SOCK_STREAM
+}
+
+/// Unix sockets have no sequence numbers: what moves is added up.
+#[inline(always)]
+fn counted(state: &ConnectionState, sent: bool, result: i32) -> Positions {
+    let moved = if result > 0 { result as u64 } else { 0 };
+    let [mut first, mut second] = state.positions;
+    if sent {
+        first += moved;
+    } else {
+        second += moved;
+    }
+    Positions { now: [first, second], bases: [0; 2] }
+}
+
 /// Whether the agent wants no more than the length of a call that ends at the position.
 #[inline(always)]
 fn is_quiet(cookie: u64, sent: bool, position: u64, length: u32) -> bool {
@@ -217,14 +291,17 @@ fn cookie(socket: Typed) -> u64 {
 
 /// What is kept of a connection that the agent was told of.
 #[inline(always)]
-fn connection(socket: Typed, tcp: &Tcp, cookie: u64) -> Option<&'static mut ConnectionState> {
+fn connection(socket: Typed, tcp: Option<&Tcp>, cookie: u64) -> Option<&'static mut ConnectionState> {
     if let Some(state) = kept(cookie)
         && state.announced != 0
-        && state.role != Role::Unknown as u32
+        && (state.role != Role::Unknown as u32 || tcp.is_none())
     {
         return Some(state);
     }
-    announce(socket, tcp, cookie);
+    match tcp {
+        Some(tcp) => announce(socket, tcp, cookie),
+        None => announce_unix(socket, cookie),
+    }
     kept(cookie)
 }
 
@@ -274,6 +351,45 @@ fn announce(socket: Typed, tcp: &Tcp, cookie: u64) {
         }
     });
     let state = ConnectionState { announced: told as u32, role, ..known };
+    let _ = CONNECTIONS.insert(&cookie, &state, 0);
+}
+
+/// The same of a Unix socket. The side that was connected to has a name, the other seldom has.
+#[inline(always)]
+fn announce_unix(socket: Typed, cookie: u64) {
+    let mut state = kept(cookie).map(|state| *state).unwrap_or_default();
+    if state.positions == [0; 2] {
+        state.positions = [COUNTED_START; 2];
+    }
+    let own: u64 = read_kernel(socket.0, offset!(UNIX_ADDR));
+    let peer: u64 = read_kernel(socket.0, offset!(UNIX_PEER));
+    let peers: u64 = if peer == 0 { 0 } else { read_kernel(peer, offset!(UNIX_ADDR)) };
+    let role = match (own != 0, peers != 0) {
+        (true, false) => Role::Server,
+        (false, true) => Role::Client,
+        _ => Role::Unknown,
+    };
+    let name = if own != 0 { own } else { peers };
+    let file: u64 = socket.follow(offset!(SOCK_SOCKET)).load(offset!(SOCKET_FILE));
+    let inode: u64 = read_kernel(file, offset!(FILE_INODE));
+    let net: u64 = socket.copy(offset!(SOCK_NET));
+    let told = emit::fixed(|record: &mut OpenedUnix| {
+        record.header = emit::header::<OpenedUnix>(kind::OPENED_UNIX);
+        record.cookie = cookie;
+        record.inode = read_kernel(inode, offset!(INODE_NUMBER));
+        record.network_namespace = read_kernel(net, offset!(NET_INUM));
+        record.role = role as u8;
+        record.padding = [0; 3];
+        record.path = [0; 108];
+        let length: u32 = if name == 0 { 0 } else { read_kernel(name, offset!(UNIX_ADDRESS_LENGTH)) };
+        record.path_length = if length > SUN_PATH as u32 { length - SUN_PATH as u32 } else { 0 };
+        if record.path_length > 0 {
+            let path = name + offset!(UNIX_ADDRESS_NAME) as u64 + SUN_PATH as u64;
+            copy_kernel(path, record.path_length, &mut record.path);
+        }
+    });
+    state.announced = told as u32;
+    state.role = role as u32;
     let _ = CONNECTIONS.insert(&cookie, &state, 0);
 }
 

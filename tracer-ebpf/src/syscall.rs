@@ -2,11 +2,18 @@
 
 use aya_ebpf::{
     bindings::pt_regs,
-    helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_task_btf, bpf_loop, bpf_task_pt_regs},
+    },
 };
-use tracer_common::record::omitted;
+use tracer_common::{config::IOVECS_PER_CALL, record::omitted};
 
-use crate::memory::{Typed, read_user};
+use crate::{
+    maps::{MESSAGES, Messages},
+    memory::{Typed, read_user},
+    offset,
+};
 
 /// Call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
 mod number {
@@ -20,6 +27,13 @@ mod number {
     pub(super) const SENDMSG: u64 = 46;
     pub(super) const RECVMSG: u64 = 47;
     pub(super) const SPLICE: u64 = 275;
+    pub(super) const PREADV: u64 = 295;
+    pub(super) const PWRITEV: u64 = 296;
+    pub(super) const RECVMMSG: u64 = 299;
+    pub(super) const SENDMMSG: u64 = 307;
+    pub(super) const PREADV2: u64 = 327;
+    pub(super) const PWRITEV2: u64 = 328;
+    pub(super) const IO_URING_ENTER: u64 = 426;
 }
 
 /// Code segment of a 32-bit task (`__USER32_CS`): its call numbers mean other calls.
@@ -29,9 +43,14 @@ const USER32_CS: u64 = 0x23;
 /// Work that runs at the end of another call (io_uring) finds that call's result there.
 const UNDER_WAY: i64 = -38;
 
-/// Offsets in `struct user_msghdr` (include/linux/socket.h).
+/// `PF_IO_WORKER` (include/linux/sched.h): a thread of io_uring.
+const IO_WORKER: u32 = 0x10;
+
+/// Offsets in `struct user_msghdr` (include/linux/socket.h), and the size of `struct mmsghdr`, which
+/// starts with one.
 const MSGHDR_IOV: u64 = 16;
 const MSGHDR_IOVLEN: u64 = 24;
+const MMSGHDR_SIZE: u64 = 64;
 
 pub(crate) struct Call {
     pub(crate) number: u16,
@@ -75,29 +94,142 @@ impl Buffer {
     }
 }
 
-/// The call that the current thread is in.
+/// The call that the current thread is in, which moved `moved` bytes.
 #[inline(always)]
-pub(crate) fn current() -> Call {
-    // SAFETY: the helpers take and return kernel objects of a known type.
-    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf().cast()) };
-    let registers = Typed(registers as u64);
+pub(crate) fn current(moved: u32) -> Call {
+    // SAFETY: the helper returns a kernel object of a known type.
+    let task = Typed(unsafe { bpf_get_current_task_btf() } as u64);
+    let registers = registers(task);
     let number: u64 = registers.load(core::mem::offset_of!(pt_regs, orig_rax));
     let segment: u64 = registers.load(core::mem::offset_of!(pt_regs, cs));
     let second: u64 = registers.load(core::mem::offset_of!(pt_regs, rsi));
     let third: u64 = registers.load(core::mem::offset_of!(pt_regs, rdx));
     let result: i64 = registers.load(core::mem::offset_of!(pt_regs, rax));
+    let flags: u32 = task.load(offset!(TASK_FLAGS));
     let buffer = match number {
-        _ if segment & 0xffff == USER32_CS || result != UNDER_WAY => Buffer::none(omitted::CALL),
+        _ if flags & IO_WORKER != 0 => Buffer::none(omitted::IO_URING),
+        _ if segment & 0xffff == USER32_CS => Buffer::none(omitted::TASK_32_BIT),
+        _ if result != UNDER_WAY => Buffer::none(omitted::IO_URING),
         number::READ | number::WRITE | number::SENDTO | number::RECVFROM => Buffer::flat(second),
-        number::READV | number::WRITEV => Buffer::pieces(second, third),
-        number::SENDMSG | number::RECVMSG => {
-            match (read_user::<u64>(second + MSGHDR_IOV), read_user::<u64>(second + MSGHDR_IOVLEN)) {
-                (Some(address), Some(count)) => Buffer::pieces(address, count),
-                _ => Buffer::none(omitted::FAULT),
+        number::READV
+        | number::WRITEV
+        | number::PREADV
+        | number::PWRITEV
+        | number::PREADV2
+        | number::PWRITEV2 => Buffer::pieces(second, third),
+        number::SENDMSG | number::RECVMSG => message(second),
+        number::SENDMMSG => match next_message(second, third as u32, false) {
+            Some(address) => {
+                let buffer = message(address);
+                if buffer.shape == Shape::Pieces && is_short(buffer, moved) {
+                    // With a message that was not sent whole the call ends.
+                    forget_messages();
+                }
+                buffer
+            }
+            None => Buffer::none(omitted::CALL),
+        },
+        number::RECVMMSG => {
+            let timeout: u64 = registers.load(core::mem::offset_of!(pt_regs, r8));
+            match next_message(second, third as u32, timeout != 0) {
+                Some(address) => message(address),
+                None => Buffer::none(omitted::CALL),
             }
         }
         number::SENDFILE | number::SPLICE => Buffer::none(omitted::NO_BUFFER),
+        number::IO_URING_ENTER => Buffer::none(omitted::IO_URING),
         _ => Buffer::none(omitted::CALL),
     };
     Call { number: number as u16, buffer }
+}
+
+/// Nothing moved: the call goes on to its next message after a message without bytes, and ends with an
+/// error.
+#[inline(always)]
+pub(crate) fn moved_nothing(failed: bool) {
+    // SAFETY: the helper returns a kernel object of a known type.
+    let registers = registers(Typed(unsafe { bpf_get_current_task_btf() } as u64));
+    let number: u64 = registers.load(core::mem::offset_of!(pt_regs, orig_rax));
+    if number != number::SENDMMSG && number != number::RECVMMSG {
+        return;
+    }
+    if failed {
+        return forget_messages();
+    }
+    let second: u64 = registers.load(core::mem::offset_of!(pt_regs, rsi));
+    let third: u64 = registers.load(core::mem::offset_of!(pt_regs, rdx));
+    let _ = next_message(second, third as u32, false);
+}
+
+#[inline(always)]
+fn registers(task: Typed) -> Typed {
+    // SAFETY: the helper takes and returns kernel objects of a known type.
+    Typed(unsafe { bpf_task_pt_regs(task.0 as *mut _) } as u64)
+}
+
+/// The buffers of a `struct user_msghdr`.
+#[inline(always)]
+fn message(address: u64) -> Buffer {
+    match (read_user::<u64>(address + MSGHDR_IOV), read_user::<u64>(address + MSGHDR_IOVLEN)) {
+        (Some(pieces), Some(count)) => Buffer::pieces(pieces, count),
+        _ => Buffer::none(omitted::FAULT),
+    }
+}
+
+/// Which of several messages this is: the tracepoints run once for each, without its number. Each call
+/// starts with the first, goes on in order, and ends after the last or with one that fails or is sent
+/// short (net/socket.c, `__sys_sendmmsg` and `do_recvmmsg`); only that a time limit ends it is not seen.
+#[inline(always)]
+fn next_message(vector: u64, count: u32, limited: bool) -> Option<u64> {
+    if limited && count > 1 {
+        return None;
+    }
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: the value is copied at once, and belongs to this thread.
+    let index = match unsafe { MESSAGES.get(&thread) } {
+        Some(messages) if messages.vector == vector && messages.count == count => messages.next,
+        _ => 0,
+    };
+    if index + 1 >= count {
+        forget_messages();
+    } else if MESSAGES.insert(&thread, &Messages { vector, count, next: index + 1 }, 0).is_err() {
+        return None;
+    }
+    Some(vector + index as u64 * MMSGHDR_SIZE)
+}
+
+/// The thread is in no such call any more.
+#[inline(always)]
+pub(crate) fn forget_messages() {
+    let _ = MESSAGES.remove(&bpf_get_current_pid_tgid());
+}
+
+#[repr(C)]
+struct Sum {
+    pieces: u64,
+    count: u64,
+    bytes: u64,
+}
+
+/// Whether a message has more bytes than those that moved.
+#[inline(always)]
+fn is_short(buffer: Buffer, moved: u32) -> bool {
+    let mut sum = Sum { pieces: buffer.address, count: buffer.count, bytes: 0 };
+    // SAFETY: the callback takes (index, argument) as the helper asks.
+    unsafe {
+        bpf_loop(IOVECS_PER_CALL, add_piece as *const () as *mut _, (&raw mut sum).cast(), 0);
+    }
+    sum.bytes > moved as u64
+}
+
+/// Returns 1 to end the loop.
+unsafe extern "C" fn add_piece(index: u32, argument: *mut Sum) -> i64 {
+    // SAFETY: the argument that `is_short` gave to the loop.
+    let sum = unsafe { &mut *argument };
+    if index as u64 >= sum.count {
+        return 1;
+    }
+    let Some(length) = read_user::<u64>(sum.pieces + index as u64 * 16 + 8) else { return 1 };
+    sum.bytes += length;
+    0
 }

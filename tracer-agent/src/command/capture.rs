@@ -1,8 +1,7 @@
 //! What `trace` and `record` share: choosing processes, and running a capture to its end.
 
 use std::{
-    collections::BTreeSet,
-    ffi::OsString,
+    collections::BTreeMap,
     path::PathBuf,
     process::ExitStatus,
     time::{Duration, Instant},
@@ -24,24 +23,17 @@ use tracer_agent::{
     pipeline::Limits,
 };
 
-use super::{Exit, Failure, OrExit, parse_duration, parse_size};
+use super::{
+    Exit, Failure, OrExit,
+    choice::{FilterArguments, SelectionArguments},
+    parse_duration, parse_size,
+};
 
 /// After a signal everything is written and sent within this time.
 const FLUSH: Duration = Duration::from_millis(4500);
 
 /// How long a command may take to end that is told to.
 const STOP: Duration = Duration::from_secs(2);
-
-#[derive(Args, Debug)]
-pub(crate) struct Selection {
-    /// A running process, with its children, those that it has and those that it will have
-    #[arg(long = "pid", value_name = "PID", help_heading = "Selection")]
-    pub(crate) pids: Vec<u32>,
-
-    /// A command to start and trace, with its children
-    #[arg(last = true, value_name = "COMMAND", help_heading = "Selection")]
-    pub(crate) command: Vec<OsString>,
-}
 
 #[derive(Args, Debug)]
 pub(crate) struct Bounds {
@@ -120,20 +112,18 @@ impl Output {
 
 /// Captures until something ends it, and says on standard error what was seen.
 pub(crate) fn run(
-    selection: &Selection,
+    chosen: &SelectionArguments,
+    filter: &FilterArguments,
     bounds: &Bounds,
     output: &Output,
     recording: Option<PathBuf>,
 ) -> Result<Exit, Failure> {
-    if selection.pids.is_empty() && selection.command.is_empty() {
-        let error = anyhow!("nothing is selected: name a process with --pid, or a command after --");
-        return Err(Failure::new(Exit::Usage, error));
-    }
-    if !selection.pids.is_empty() && !selection.command.is_empty() {
-        let error = anyhow!("--pid and a command exclude each other");
-        return Err(Failure::new(Exit::Usage, error));
-    }
+    let selection = chosen.selection()?;
     for pid in &selection.pids {
+        if let Some(process) = discover::process_of_thread(*pid).filter(|process| process != pid) {
+            let error = anyhow!("{pid} is a thread of the process {process}: say --pid {process}");
+            return Err(Failure::new(Exit::Usage, error));
+        }
         if !discover::exists(*pid) {
             return Err(Failure::new(Exit::Usage, anyhow!("there is no process {pid}")));
         }
@@ -141,6 +131,8 @@ pub(crate) fn run(
             return Err(Failure::new(Exit::Usage, anyhow!("the tracer does not trace itself")));
         }
     }
+    let later = selection.may_match_later();
+    let told = selection.to_string();
     if !discover::sees_all_processes() {
         let error = anyhow!(
             "this is a pid namespace of its own, whose process ids the probes do not know: \
@@ -162,19 +154,25 @@ pub(crate) fn run(
         // Before the probes are attached: from here on nothing ends the program without a flush.
         let mut signals = Signals::new()?;
         let sender = output.sender()?;
-        let probes = Probes::load(ring)?;
+        let probes = Probes::load(ring, &selection)?;
         // Files are written when nothing stands against it any more.
         let outputs = Outputs {
             printer: output.printer()?,
             sender,
             recording: recording.as_deref().map(Recording::create).transpose().or_exit(Exit::Usage)?,
+            filter: filter.filter(),
+            filtered: 0,
         };
-        let mut session = Session::start(probes, limits, outputs)?;
+        let mut session = Session::start(probes, selection, limits, outputs)?;
         session.count = bounds.count;
-        let mut command = start(selection, &mut session)?;
+        let mut command = start(chosen, &told, later, &mut session)?;
         let ended = watch(&mut session, &mut signals, &mut command, bounds.time).await?;
         let finished = session.finish(FLUSH)?;
         report(&finished);
+        if finished.chosen == 0 && command.is_none() {
+            let error = anyhow!("no process matched {told}: `tracer list {told}` shows what nearly does");
+            return Err(Failure::new(Exit::Usage, error));
+        }
         if let Some(path) = recording {
             eprintln!("capture: {} (it holds raw bytes of the traced processes)", path.display());
         }
@@ -192,33 +190,52 @@ fn ring_size(asked: Option<u64>) -> Result<u32, Failure> {
 }
 
 /// Chooses what is to be traced, and lets a command go.
-fn start(selection: &Selection, session: &mut Session) -> Result<Option<Gate>, Failure> {
-    if selection.command.is_empty() {
-        let roots: BTreeSet<u32> = selection.pids.iter().copied().collect();
-        let chosen = session.select(&roots)?;
-        if chosen.is_empty() {
-            return Err(Failure::new(Exit::Usage, anyhow!("the selected processes have ended")));
+fn start(
+    chosen: &SelectionArguments,
+    told: &str,
+    later: bool,
+    session: &mut Session,
+) -> Result<Option<Gate>, Failure> {
+    if chosen.command.is_empty() {
+        let found = session.scan()?;
+        if found.is_empty() && !later {
+            return Err(Failure::new(Exit::Usage, anyhow!("no process matches {told}")));
         }
-        let children = chosen.len().saturating_sub(roots.len());
-        let names: Vec<String> = roots.iter().map(|root| format!("{root}{}", name(*root))).collect();
+        if found.is_empty() {
+            eprintln!(
+                "WARNING: no process matches {told} yet; those that start will be traced \
+                 (`tracer list {told}` shows what nearly matches)"
+            );
+        }
         eprintln!(
-            "tracing {} with {children} {}; Ctrl-C ends it",
-            names.join(", "),
-            if children == 1 { "child" } else { "children" }
+            "tracing {}{}; Ctrl-C ends it",
+            names(&found),
+            if later { ", and those that start later" } else { " with their children" }
         );
         return Ok(None);
     }
-    let mut gate = Gate::start(&selection.command, User::of_sudo())?;
+    let mut gate = Gate::start(&chosen.command, User::of_sudo())?;
     session.select_new(gate.process)?;
     gate.open()?;
-    eprintln!("tracing {} ({})", gate.process, selection.command[0].to_string_lossy());
+    eprintln!("tracing {} ({})", gate.process, chosen.command[0].to_string_lossy());
     Ok(Some(gate))
 }
 
-fn name(process: u32) -> String {
-    std::fs::read_to_string(format!("/proc/{process}/comm"))
-        .map(|name| format!(" ({})", text::plain(name.trim_end())))
-        .unwrap_or_default()
+/// Processes that are named one by one.
+const NAMED: usize = 5;
+
+fn names(found: &BTreeMap<u32, String>) -> String {
+    let mut words: Vec<String> = found
+        .iter()
+        .take(NAMED)
+        .map(|(process, command)| format!("{process} ({})", text::plain(command)))
+        .collect();
+    match found.len() {
+        0 => return "no process".to_owned(),
+        more if more > NAMED => words.push(format!("{} more", more - NAMED)),
+        _ => {}
+    }
+    words.join(", ")
 }
 
 struct Signals {
@@ -328,6 +345,10 @@ fn report(finished: &Finished) {
     }
     if let Some(sent) = &finished.sent {
         eprintln!("{sent}");
+    }
+    if finished.filtered > 0 {
+        let all = finished.spans + finished.filtered;
+        eprintln!("filter: {} of {all} spans were asked for", finished.spans);
     }
     if finished.unprinted > 0 {
         eprintln!("output: {} spans were not printed, since nobody read in time", finished.unprinted);

@@ -6,7 +6,8 @@ use clap::Args;
 
 use super::{
     Exit, Failure,
-    capture::{self, Bounds, Output, Selection},
+    capture::{self, Bounds, Output},
+    choice::{FilterArguments, SelectionArguments},
 };
 
 #[derive(Args, Debug)]
@@ -21,7 +22,9 @@ Examples:
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    selection: Selection,
+    selection: SelectionArguments,
+    #[command(flatten)]
+    filter: FilterArguments,
     /// The capture file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -32,5 +35,11 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    capture::run(&arguments.selection, &arguments.bounds, &arguments.output, Some(arguments.out.clone()))
+    capture::run(
+        &arguments.selection,
+        &arguments.filter,
+        &arguments.bounds,
+        &arguments.output,
+        Some(arguments.out.clone()),
+    )
 }

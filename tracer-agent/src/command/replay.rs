@@ -11,7 +11,7 @@ use tracer_agent::{
     pipeline::{Limits, Pipeline},
 };
 
-use super::{Exit, Failure, OrExit, capture::Output, parse_size};
+use super::{Exit, Failure, OrExit, capture::Output, choice::FilterArguments, parse_size};
 
 /// For output and sending to get done after the last record.
 const FLUSH: Duration = Duration::from_secs(30);
@@ -19,6 +19,7 @@ const FLUSH: Duration = Duration::from_secs(30);
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   tracer replay slow.capture
+  tracer replay slow.capture --slower 1s
   tracer replay slow.capture --output json | jq .name")]
 pub(crate) struct Arguments {
     /// A file that `tracer record` wrote
@@ -29,6 +30,8 @@ pub(crate) struct Arguments {
     /// Memory for connections and the bytes they hold; as it was recorded with, for the same spans
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
+    #[command(flatten)]
+    filter: FilterArguments,
     #[command(flatten)]
     output: Output,
 }
@@ -42,8 +45,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     if let Some(memory) = arguments.memory {
         limits.memory = memory.try_into().unwrap_or(usize::MAX);
     }
-    let mut outputs =
-        Outputs { printer: arguments.output.printer()?, sender: arguments.output.sender()?, recording: None };
+    let mut outputs = Outputs {
+        printer: arguments.output.printer()?,
+        sender: arguments.output.sender()?,
+        recording: None,
+        filter: arguments.filter.filter(),
+        filtered: 0,
+    };
     let mut pipeline = Pipeline::new(limits);
     let mut damage = None;
     for record in records {

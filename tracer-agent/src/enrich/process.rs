@@ -47,6 +47,12 @@ impl Processes {
                 let process = self.known.entry(id).or_default();
                 *process = Process { command, ..Process::default() };
             }
+            Life::Chosen => {
+                let process = self.known.entry(id).or_default();
+                process.command = command;
+                process.ended = None;
+                process.resource = None;
+            }
             Life::Exited => {
                 self.known.entry(id).or_default().ended = Some(wire.header.time);
                 self.ended.push_back(id);
@@ -73,6 +79,10 @@ impl Processes {
         } else {
             process.facts.insert(key, value.to_owned());
         }
+    }
+
+    pub fn knows(&self, process: u32) -> bool {
+        self.known.contains_key(&process)
     }
 
     /// Whether the process listened on the port when it was found.

@@ -33,6 +33,10 @@ pub fn line(span: &Span, color: bool) -> String {
         (None, _) => ODD,
     };
     paint.put(&mut line, style, view.status.as_deref().unwrap_or("-"));
+    if let Some(stream) = view.stream {
+        line.push(' ');
+        line.push_str(stream);
+    }
     if let Some(outcome) = outcome(view.outcome) {
         line.push(' ');
         paint.put(&mut line, ODD, outcome);

@@ -1,8 +1,108 @@
-//! Processes that are there already.
+//! Processes that are there already, as `/proc` shows them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
+
+/// `TCP_ESTABLISHED` and `TCP_LISTEN` in `/proc/net/tcp` (include/net/tcp_states.h).
+const ESTABLISHED: &str = "01";
+const LISTEN: &str = "0A";
+
+/// What a process shows of itself.
+#[derive(Debug, Default)]
+pub struct Seen {
+    folder: PathBuf,
+    pub command: String,
+    /// The path of its file, as the process has it.
+    pub executable: Option<String>,
+    pub cgroup: Option<String>,
+    /// Asked only where ports matter: it takes a look at every open file.
+    sockets: OnceCell<Vec<(String, u16)>>,
+}
+
+impl Seen {
+    /// None if it is gone, or a thread of the kernel.
+    pub fn of(process: u32) -> Option<Self> {
+        let folder = Path::new("/proc").join(process.to_string());
+        let command = fs::read_to_string(folder.join("comm")).ok()?.trim_end_matches('\n').to_owned();
+        let executable = fs::read_link(folder.join("exe")).ok().map(|path| {
+            let path = path.to_string_lossy();
+            path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned()
+        });
+        let cgroups = fs::read_to_string(folder.join("cgroup")).unwrap_or_default();
+        let cgroup = cgroups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
+        let is_kernels = executable.is_none() && fs::read(folder.join("cmdline")).ok()?.is_empty();
+        (!is_kernels).then_some(Self { folder, command, executable, cgroup, sockets: OnceCell::new() })
+    }
+
+    pub fn executable_name(&self) -> Option<&str> {
+        self.executable.as_deref()?.rsplit('/').next().filter(|name| !name.is_empty())
+    }
+
+    /// TCP ports that it listens on.
+    pub fn listening(&self) -> BTreeSet<u16> {
+        self.ports(LISTEN)
+    }
+
+    /// TCP ports of its own end that it has connections on.
+    pub fn served(&self) -> BTreeSet<u16> {
+        self.ports(ESTABLISHED)
+    }
+
+    fn ports(&self, state: &str) -> BTreeSet<u16> {
+        let sockets = self.sockets.get_or_init(|| self.sockets());
+        sockets.iter().filter(|(found, _)| found == state).map(|(_, port)| *port).collect()
+    }
+
+    /// State and local port of its TCP sockets.
+    fn sockets(&self) -> Vec<(String, u16)> {
+        let Ok(files) = fs::read_dir(self.folder.join("fd")) else { return Vec::new() };
+        let inodes: BTreeSet<String> = files
+            .filter_map(|file| fs::read_link(file.ok()?.path()).ok())
+            .filter_map(|target| {
+                let target = target.as_os_str().as_bytes();
+                let inode = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+                Some(String::from_utf8_lossy(inode).into_owned())
+            })
+            .collect();
+        if inodes.is_empty() {
+            return Vec::new();
+        }
+        let mut sockets = Vec::new();
+        for table in ["net/tcp", "net/tcp6"] {
+            let Ok(table) = fs::read_to_string(self.folder.join(table)) else { continue };
+            for line in table.lines().skip(1) {
+                let mut fields = line.split_whitespace();
+                let (Some(local), Some(state)) = (fields.nth(1), fields.nth(1)) else { continue };
+                if (state == LISTEN || state == ESTABLISHED)
+                    && fields.nth(5).is_some_and(|inode| inodes.contains(inode))
+                    && let Some((_, port)) = local.rsplit_once(':')
+                    && let Ok(port) = u16::from_str_radix(port, 16)
+                {
+                    sockets.push((state.to_owned(), port));
+                }
+            }
+        }
+        sockets
+    }
+}
+
+/// The numbers of all processes.
+pub fn all() -> Result<BTreeSet<u32>> {
+    Ok(parents()?.into_keys().collect())
+}
+
+/// The process that a thread belongs to.
+pub fn process_of_thread(thread: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+}
 
 /// The processes and all that descend from them, without this one.
 pub fn with_descendants(roots: &BTreeSet<u32>) -> Result<BTreeSet<u32>> {
@@ -25,7 +125,7 @@ pub fn with_descendants(roots: &BTreeSet<u32>) -> Result<BTreeSet<u32>> {
 
 /// The parent of each process.
 fn parents() -> Result<BTreeMap<u32, u32>> {
-    let entries = std::fs::read_dir("/proc").context("/proc cannot be read")?;
+    let entries = fs::read_dir("/proc").context("/proc cannot be read")?;
     Ok(entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter_map(|process: u32| Some((process, parent(process)?)))
@@ -35,7 +135,7 @@ fn parents() -> Result<BTreeMap<u32, u32>> {
 /// Fields 3 and 4 of `/proc/PID/stat`: of one that has ended and was not waited for there is no more to
 /// see. The name in field 2 can hold anything, also brackets.
 fn parent(process: u32) -> Option<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     match fields.next()? {
         "Z" | "X" => None,
@@ -51,5 +151,5 @@ pub fn exists(process: u32) -> bool {
 /// Whether this runs among all processes of the machine: the probes know no other numbers.
 pub fn sees_all_processes() -> bool {
     // PROC_PID_INIT_INO (include/linux/proc_ns.h)
-    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
 }

@@ -1,9 +1,10 @@
 //! What `/proc` says of a process, as records.
 
-use std::{collections::BTreeSet, fs, os::unix::ffi::OsStrExt, path::Path};
+use std::{fs, path::Path};
 
 use tracer_common::record::FactKey;
 
+use super::discover::Seen;
 use crate::{capture::own, enrich::process::HOST};
 
 /// Variables of the process's own that name its service; no others are looked at.
@@ -14,9 +15,6 @@ const VARIABLES: [(&str, FactKey); 2] = [
 
 /// The most that is read of one file.
 const READ_MAX: u64 = 1 << 20;
-
-/// `TCP_LISTEN` in `/proc/net/tcp` (include/net/tcp_states.h).
-const LISTEN: &str = "0A";
 
 /// Records of what is known of a process; none if it is gone.
 pub fn of(process: u32, now: u64) -> Vec<Vec<u8>> {
@@ -55,33 +53,9 @@ pub fn of(process: u32, now: u64) -> Vec<Vec<u8>> {
 }
 
 /// Records of the ports that a process listens on: the side of an old connection can hang on them.
-pub fn listening(process: u32, now: u64) -> Vec<Vec<u8>> {
-    let folder = Path::new("/proc").join(process.to_string());
-    let Ok(files) = fs::read_dir(folder.join("fd")) else { return Vec::new() };
-    let inodes: BTreeSet<String> = files
-        .filter_map(|file| fs::read_link(file.ok()?.path()).ok())
-        .filter_map(|target| {
-            let target = target.as_os_str().as_bytes();
-            let inode = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
-            Some(String::from_utf8_lossy(inode).into_owned())
-        })
-        .collect();
-    let mut ports = BTreeSet::new();
-    for table in ["net/tcp", "net/tcp6"] {
-        let Ok(table) = fs::read_to_string(folder.join(table)) else { continue };
-        for line in table.lines().skip(1) {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let [_, local, _, state, _, _, _, _, _, inode, ..] = fields[..] else { continue };
-            if state == LISTEN
-                && inodes.contains(inode)
-                && let Some((_, port)) = local.rsplit_once(':')
-                && let Ok(port) = u16::from_str_radix(port, 16)
-            {
-                ports.insert(port);
-            }
-        }
-    }
-    ports.into_iter().map(|port| own::fact(now, process, FactKey::ListeningPort, &port.to_string())).collect()
+pub fn listening(seen: &Seen, process: u32, now: u64) -> Vec<Vec<u8>> {
+    let fact = |port: u16| own::fact(now, process, FactKey::ListeningPort, &port.to_string());
+    seen.listening().into_iter().map(fact).collect()
 }
 
 /// Records of what is known of the machine.

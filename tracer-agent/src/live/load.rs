@@ -8,27 +8,31 @@ use aya::{
     programs::{BtfTracePoint, ProgramError},
 };
 use tracer_common::{
-    config::{Counter, selected},
-    connection,
+    config::{Counter, File, NAME_SIZE, selected},
+    connection::{self, ConnectionState},
 };
 
-use super::layout;
+use super::{layout, select::Selection};
 use crate::pipeline::Quiet;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf"));
 
 /// All are named after the kernel's tracepoint that they are attached to. In this order: who is
 /// chosen is followed before anyone is.
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 9] = [
     "sched_process_exit",
     "sched_process_fork",
     "sched_process_exec",
+    CGROUP_PROGRAM,
     "tcp_destroy_sock",
     "tcp_receive_reset",
     "inet_sock_set_state",
     "sock_send_length",
     "sock_recv_length",
 ];
+
+/// Only where cgroups are chosen.
+const CGROUP_PROGRAM: &str = "cgroup_attach_task";
 
 /// The smallest ring that holds a record of the largest class.
 pub const RING_MIN: u32 = 64 << 10;
@@ -37,13 +41,18 @@ pub const RING_DEFAULT: u32 = 8 << 20;
 pub struct Probes {
     ebpf: Ebpf,
     selected: HashMap<MapData, u32, u32>,
+    undecided: HashMap<MapData, u32, [u64; 2]>,
+    connections: HashMap<MapData, u64, Kept>,
     counters: PerCpuArray<MapData, u64>,
     quiet: HashMap<MapData, u64, connection::Quiet>,
 }
 
+/// [`ConnectionState`] as bytes: the agent never looks into it.
+type Kept = [u8; size_of::<ConnectionState>()];
+
 impl Probes {
     /// Loads and attaches everything. `ring` is a power of two.
-    pub fn load(ring: u32) -> Result<(Self, RingBuf<MapData>)> {
+    pub fn load(ring: u32, selection: &Selection) -> Result<(Self, RingBuf<MapData>)> {
         let offsets = layout::offsets()?;
         let btf = Btf::from_sys_fs().context("the kernel's type information cannot be read")?;
         let mut loader = EbpfLoader::new();
@@ -51,15 +60,30 @@ impl Probes {
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
         }
+        let (required, by_agent, own) =
+            (selection.required(), selection.decided_by_agent(), std::process::id());
+        loader.override_global("REQUIRED", &required, true);
+        loader.override_global("DECIDED_BY_AGENT", &by_agent, true);
+        loader.override_global("OWN_PROCESS", &own, true);
         let mut ebpf = loader.load(OBJECT).map_err(|error| refused(error.into()))?;
         let map = |ebpf: &mut Ebpf, name: &str| {
             ebpf.take_map(name).ok_or_else(|| anyhow!("the probes have no map {name}"))
         };
         let selected = HashMap::try_from(map(&mut ebpf, "SELECTED")?)?;
+        let undecided = HashMap::try_from(map(&mut ebpf, "UNDECIDED")?)?;
+        let connections = HashMap::try_from(map(&mut ebpf, "CONNECTIONS")?)?;
         let counters = PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?)?;
         let quiet = HashMap::try_from(map(&mut ebpf, "QUIET")?)?;
         let records = RingBuf::try_from(map(&mut ebpf, "RECORDS")?)?;
+        // Before anything is attached: no process is missed.
+        fill(&mut ebpf, "NAMES", selection.names())?;
+        fill::<File>(&mut ebpf, "EXECUTABLES", selection.files())?;
+        fill(&mut ebpf, "PORTS", selection.ports().iter().copied())?;
+        fill(&mut ebpf, "CGROUPS", selection.cgroup_ids())?;
         for name in PROGRAMS {
+            if name == CGROUP_PROGRAM && required & selected::CGROUP == 0 {
+                continue;
+            }
             let program: &mut BtfTracePoint = ebpf
                 .program_mut(name)
                 .ok_or_else(|| anyhow!("the probes have no program {name}"))?
@@ -67,11 +91,29 @@ impl Probes {
             program.load(name, &btf).map_err(|error| refused(explain(name, error)))?;
             program.attach().with_context(|| format!("the probe {name} cannot be attached"))?;
         }
-        Ok((Self { ebpf, selected, counters, quiet }, records))
+        Ok((Self { ebpf, selected, undecided, connections, counters, quiet }, records))
     }
 
-    pub fn select(&mut self, process: u32) -> Result<()> {
-        self.selected.insert(process, selected::BY_PID, 0).context("the selection is full")
+    /// What a process meets of the selection, as the probes know it.
+    pub fn met(&self, process: u32) -> u32 {
+        self.selected.get(&process, 0).unwrap_or(0)
+    }
+
+    pub fn select(&mut self, process: u32, met: u32) -> Result<()> {
+        self.selected.insert(process, met, 0).context("the selection is full")
+    }
+
+    /// The agent has looked at the process. Returns what it moved until then.
+    pub fn decided(&mut self, process: u32) -> [u64; 2] {
+        let before = self.undecided.get(&process, 0).unwrap_or_default();
+        let _ = self.undecided.remove(&process);
+        before
+    }
+
+    /// The connection is over, and no probe saw that.
+    pub fn forget(&mut self, cookie: u64) {
+        let _ = self.connections.remove(&cookie);
+        let _ = self.quiet.remove(&cookie);
     }
 
     pub fn deselect(&mut self, process: u32) {
@@ -83,7 +125,7 @@ impl Probes {
         let _ = self.quiet.insert(quiet.cookie, quiet.until, 0);
     }
 
-    /// Whether any chosen process is left.
+    /// Whether any process is left that meets something.
     pub fn selects_any(&self) -> bool {
         self.selected.keys().next().is_some()
     }
@@ -107,6 +149,23 @@ impl Probes {
             }
         }
     }
+}
+
+fn fill<K: aya::Pod>(ebpf: &mut Ebpf, name: &str, keys: impl IntoIterator<Item = K>) -> Result<()> {
+    let map = ebpf.map_mut(name).ok_or_else(|| anyhow!("the probes have no map {name}"))?;
+    let mut map: HashMap<&mut MapData, K, u8> = HashMap::try_from(map)?;
+    for key in keys {
+        map.insert(key, 1, 0).context("the selection has too many values")?;
+    }
+    Ok(())
+}
+
+/// A name as the probes look it up.
+pub fn name_key(name: &str) -> Option<[u8; NAME_SIZE]> {
+    let mut key = [0; NAME_SIZE];
+    // The last byte is always zero.
+    key[..NAME_SIZE - 1].get_mut(..name.len())?.copy_from_slice(name.as_bytes());
+    Some(key)
 }
 
 /// The reason in one line; the end of the verifier's log for those who ask.

@@ -1,7 +1,7 @@
 //! One capture, from the first selected process to the ledger.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     io::Write,
     path::Path,
     time::{Duration, Instant},
@@ -11,9 +11,15 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, RingBuf};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{clock, discover, facts, gate::User, load::Probes, print::Printer, send::Sender};
+use tracer_common::{config::selected, record::Process};
+
+use super::{
+    clock, discover::Seen, facts, gate::User, load::Probes, print::Printer, select::Selection, send::Sender,
+    sockets::UnixSockets,
+};
 use crate::{
     capture::{self, Life, Record, own},
+    filter::Filter,
     pipeline::{Limits, Pipeline},
     span::Span,
 };
@@ -36,12 +42,20 @@ pub struct Outputs {
     pub printer: Printer,
     pub sender: Option<Sender>,
     pub recording: Option<Recording>,
+    /// What is shown and sent of the spans.
+    pub filter: Filter,
+    /// Spans that were not.
+    pub filtered: u64,
 }
 
 pub struct Session {
     probes: Probes,
     ring: RingBuf<MapData>,
+    selection: Selection,
+    sockets: UnixSockets,
     pipeline: Pipeline,
+    /// Processes that were chosen so far.
+    pub chosen: u64,
     pub outputs: Outputs,
     /// Spans so far, and how many are wanted.
     pub spans: u64,
@@ -67,12 +81,16 @@ pub enum Turn {
 impl Session {
     pub fn start(
         (probes, ring): (Probes, RingBuf<MapData>),
+        selection: Selection,
         limits: Limits,
         outputs: Outputs,
     ) -> Result<Self> {
         let mut session = Self {
             probes,
             ring,
+            selection,
+            sockets: UnixSockets::default(),
+            chosen: 0,
             pipeline: Pipeline::new(limits),
             outputs,
             spans: 0,
@@ -93,35 +111,78 @@ impl Session {
         Ok(session)
     }
 
-    /// Chooses a process that is there, with its children. Returns all that were chosen.
-    pub fn select(&mut self, roots: &BTreeSet<u32>) -> Result<BTreeSet<u32>> {
-        let mut chosen = BTreeSet::new();
+    /// Chooses those of the processes that are there; the probes see to those that come. Returns the names
+    /// of all that were chosen.
+    pub fn scan(&mut self) -> Result<BTreeMap<u32, String>> {
+        let mut chosen = BTreeMap::new();
         // A child that is forked while this goes on is followed by the probes, if its parent was
-        // chosen by then; else the next look finds it.
+        // known by then; else the next look finds it.
         loop {
-            let found: BTreeSet<u32> =
-                discover::with_descendants(roots)?.difference(&chosen).copied().collect();
-            if found.is_empty() {
+            let mut news = false;
+            for (process, (seen, met)) in self.selection.scan()? {
+                if met == 0 || chosen.contains_key(&process) {
+                    continue;
+                }
+                if self.choose(process, &seen, met)? {
+                    news = true;
+                    chosen.insert(process, seen.command);
+                }
+            }
+            if !news {
                 return Ok(chosen);
             }
-            for process in &found {
-                let now = clock::monotonic();
-                for fact in facts::of(*process, now).into_iter().chain(facts::listening(*process, now)) {
-                    self.handle(&fact)?;
-                }
-                self.probes.select(*process)?;
-                // It may have ended before it was chosen: nobody would tell.
-                if !discover::exists(*process) {
-                    self.probes.deselect(*process);
-                }
-            }
-            chosen.extend(found);
         }
     }
 
-    /// Chooses a process that has done nothing yet.
+    /// Chooses a process that is yet to become the command.
     pub fn select_new(&mut self, process: u32) -> Result<()> {
-        self.probes.select(process)
+        self.probes.select(process, selected::PID)
+    }
+
+    /// Tells the probes what a process meets. Returns whether that is enough.
+    fn choose(&mut self, process: u32, seen: &Seen, met: u32) -> Result<bool> {
+        let met = met | self.probes.met(process);
+        let enough = met & self.selection.required() == self.selection.required();
+        let now = clock::monotonic();
+        if enough {
+            let mut command = [0; 16];
+            let length = seen.command.len().min(command.len() - 1);
+            command[..length].copy_from_slice(&seen.command.as_bytes()[..length]);
+            self.handle(&own::chosen(now, process, met, command))?;
+            for fact in facts::of(process, now).into_iter().chain(facts::listening(seen, process, now)) {
+                self.handle(&fact)?;
+            }
+            self.chosen += 1;
+        }
+        self.probes.select(process, met)?;
+        // It may have ended, or have become something else, before it was chosen: nobody would tell.
+        match Seen::of(process) {
+            Some(again) if again.command == seen.command && again.executable == seen.executable => {}
+            Some(again) => {
+                let lasting = met & selected::SURVIVES_EXEC;
+                let met =
+                    lasting | self.probes.met(process) & !selected::PORT | self.selection.met_by(&again);
+                self.probes.select(process, met)?;
+            }
+            None => self.probes.deselect(process),
+        }
+        Ok(enough)
+    }
+
+    /// The probes ask whether a process is one of those that only the agent can tell.
+    fn decide(&mut self, asked: &Process) -> Result<()> {
+        let process = asked.header.pid;
+        let Some(seen) = Seen::of(process) else {
+            self.probes.decided(process);
+            return Ok(());
+        };
+        let met = self.selection.met_by(&seen);
+        let chosen = (met | asked.selected) != 0 && self.choose(process, &seen, met | asked.selected)?;
+        let before = self.probes.decided(process);
+        if chosen && before != [0; 2] {
+            self.handle(&own::before(clock::monotonic(), process, before))?;
+        }
+        Ok(())
     }
 
     /// Reads what there is, then waits a moment for more. Falls asleep for longer the longer there is
@@ -138,13 +199,15 @@ impl Session {
         if read == TURN {
             return Ok(Turn::More);
         }
+        self.close_gone()?;
+        self.sockets.look(clock::monotonic());
         if read > 0 {
             self.idle = PAUSE_BUSY;
             // Not a wait for the ring: it would end at the next record, and each would cost a turn.
             std::thread::sleep(PAUSE_BUSY);
             return Ok(Turn::More);
         }
-        if !self.probes.selects_any() {
+        if !self.selection.may_match_later() && !self.probes.selects_any() {
             return Ok(Turn::Deserted);
         }
         self.idle = (self.idle * 2).min(PAUSE_IDLE);
@@ -158,8 +221,14 @@ impl Session {
     pub fn finish(mut self, most: Duration) -> Result<Finished> {
         let until = Instant::now() + most;
         self.probes.detach();
+        // Those Unix sockets that are gone by now.
+        self.sockets.look(u64::MAX);
+        let mut gone = false;
         loop {
             while self.drain(TURN)? > 0 {}
+            if !std::mem::replace(&mut gone, true) {
+                self.close_gone()?;
+            }
             let now = clock::monotonic();
             let counters = self.probes.counters()?;
             // A probe that was under way when it was detached has counted but not yet told.
@@ -174,11 +243,29 @@ impl Session {
             std::thread::sleep(Duration::from_millis(1));
         }
         let recorded = self.outputs.finish_recording();
+        let filtered = self.outputs.filtered;
         let left = until.saturating_duration_since(Instant::now());
         let sent = self.outputs.sender.map(|sender| sender.finish(left));
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(500));
         let unprinted = self.outputs.printer.finish(left)?;
-        Ok(Finished { pipeline: self.pipeline, sent, unprinted, recorded })
+        Ok(Finished {
+            pipeline: self.pipeline,
+            chosen: self.chosen,
+            spans: self.spans,
+            filtered,
+            sent,
+            unprinted,
+            recorded,
+        })
+    }
+
+    /// Unix sockets that were gone before the ring was read to its end.
+    fn close_gone(&mut self) -> Result<()> {
+        for cookie in self.sockets.take_gone() {
+            self.probes.forget(cookie);
+            self.handle(&own::closed(clock::monotonic(), cookie))?;
+        }
+        Ok(())
     }
 
     fn drain(&mut self, most: usize) -> Result<usize> {
@@ -191,17 +278,26 @@ impl Session {
                 self.pipeline.handle_damage();
                 continue;
             };
+            if let Record::Undecided(asked) = record {
+                // None of a capture's business.
+                drop(item);
+                self.decide(&asked)?;
+                continue;
+            }
             let bytes = &bytes[..size(bytes)];
             self.outputs.record(bytes);
+            let chosen = chosen(&record, self.selection.required());
+            self.chosen += chosen.is_some() as u64;
+            // A child is what its parent is, if that is known.
+            let news = chosen.filter(|process| process.parent == 0 || !self.pipeline.knows(process.parent));
             self.pipeline.handle_record(&record);
-            let executed = match record {
-                Record::Process(Life::Executed, process) => Some(process.header.pid),
-                _ => None,
-            };
+            if let Record::OpenedUnix(opened) = &record {
+                self.sockets.handle_opened(opened);
+            }
             drop(item);
             self.deliver();
-            if let Some(process) = executed {
-                for fact in facts::of(process, clock::monotonic()) {
+            if let Some(process) = news {
+                for fact in facts::of(process.header.pid, clock::monotonic()) {
                     self.handle(&fact)?;
                 }
             }
@@ -225,8 +321,7 @@ impl Session {
             if self.count.is_some_and(|count| self.spans >= count) {
                 continue;
             }
-            self.spans += 1;
-            self.outputs.deliver(span);
+            self.spans += self.outputs.deliver(span) as u64;
         }
     }
 
@@ -269,15 +364,25 @@ impl Outputs {
         !recording.broken
     }
 
-    pub fn deliver(&mut self, span: Span) {
+    /// Returns whether the span is one of those that are asked for.
+    pub fn deliver(&mut self, span: Span) -> bool {
+        if !self.filter.matches(&span) {
+            self.filtered += 1;
+            return false;
+        }
         if let Some(sender) = &self.sender {
             sender.send(span.clone());
         }
         self.printer.print(span);
+        true
     }
 
     /// For a replay, which can wait.
     pub fn deliver_waiting(&mut self, span: Span) {
+        if !self.filter.matches(&span) {
+            self.filtered += 1;
+            return;
+        }
         if let Some(sender) = &self.sender {
             sender.send_waiting(span.clone());
         }
@@ -288,6 +393,11 @@ impl Outputs {
 /// What is known when a capture is over.
 pub struct Finished {
     pub pipeline: Pipeline,
+    /// Processes that were chosen.
+    pub chosen: u64,
+    /// Spans that were asked for, and those that were not.
+    pub spans: u64,
+    pub filtered: u64,
     /// What became of the spans that were to be sent.
     pub sent: Option<String>,
     /// Lines that nobody read in time.
@@ -303,6 +413,18 @@ fn ledger_total(counters: &[u64; tracer_common::config::Counter::COUNT as usize]
     (count(Counter::MovedSent) + count(Counter::MovedReceived))
         .saturating_sub(count(Counter::LostSent) + count(Counter::LostReceived))
         .saturating_sub(count(Counter::OtherSent) + count(Counter::OtherReceived))
+}
+
+/// The process that a record says was chosen.
+fn chosen(record: &Record<'_>, required: u32) -> Option<Process> {
+    match record {
+        Record::Process(Life::Forked | Life::Executed | Life::Chosen, process)
+            if process.selected & required == required =>
+        {
+            Some(*process)
+        }
+        _ => None,
+    }
 }
 
 /// The size in a record's header; the ring rounds up.

@@ -2,7 +2,7 @@
 
 use tracer_common::connection::Direction;
 
-use super::tracked::{Run, Speaking, State, Tracked};
+use super::tracked::{Run, Speaking, Spoken, State, Tracked};
 use crate::{
     connection::stream::{After, Missing},
     protocol::{self, PROTOCOLS, Session, Side, Verdict},
@@ -21,9 +21,9 @@ impl Tracked {
         let mut went_on = false;
         for requests in candidates {
             match self.detect_in(*requests, run) {
-                Detected::Session(session) => {
-                    let speaking =
-                        Speaking { session, requests: *requests, confirmed: false, answered: false };
+                Detected::Session(session, protocol) => {
+                    let spoken = Spoken { protocol, requests: *requests };
+                    let speaking = Speaking { session, spoken, confirmed: false, answered: false };
                     self.state = State::Speaking(speaking);
                     return true;
                 }
@@ -104,7 +104,7 @@ impl Tracked {
         let mut unsure = false;
         for protocol in PROTOCOLS.iter().filter(|_| at_start) {
             match protocol.detect(Side::Request, bytes) {
-                Verdict::Yes => return Detected::Session(protocol.session(fresh)),
+                Verdict::Yes => return Detected::Session(protocol.session(fresh), protocol.name()),
                 Verdict::Unsure => unsure = true,
                 Verdict::No => {}
             }
@@ -143,7 +143,7 @@ impl Tracked {
 }
 
 enum Detected {
-    Session(Box<dyn Session>),
+    Session(Box<dyn Session>, &'static str),
     /// So much from the front holds no start.
     Skip(u64),
     Unknown(Bucket),

@@ -7,7 +7,7 @@ use tracer_common::{connection::Direction, record::Closed};
 use super::OpenExchange;
 use crate::{
     connection::{
-        Connection,
+        Connection, Ends,
         stream::{After, Ending, Missing},
     },
     enrich::process::Processes,
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Bytes that one connection may hold.
-pub(super) const CONNECTION_HELD_MAX: usize = 4 << 20;
+pub(super) const CONNECTION_HELD_MAX: usize = 16 << 20;
 
 /// About what a connection takes besides the bytes that it holds.
 pub(super) const CONNECTION_COST: usize = 1024;
@@ -52,9 +52,16 @@ pub(super) enum State {
     Ignored(Bucket),
 }
 
+/// Which protocol a connection speaks, and in which direction requests go.
+#[derive(Clone, Copy)]
+pub(super) struct Spoken {
+    pub(super) protocol: &'static str,
+    pub(super) requests: Direction,
+}
+
 pub(super) struct Speaking {
     pub(super) session: Box<dyn Session>,
-    pub(super) requests: Direction,
+    pub(super) spoken: Spoken,
     /// Both sides were seen to speak it.
     pub(super) confirmed: bool,
     /// Bytes of responses were given to the session.
@@ -77,12 +84,13 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    pub(super) fn emit(&mut self, exchange: Exchange, connection: &Connection, requests: Direction) {
-        let kind = kind(requests);
+    pub(super) fn emit(&mut self, exchange: Exchange, connection: &Connection, spoken: Spoken) {
+        let kind = kind(spoken.requests);
         self.ledger.exchanges += 1;
         self.ledger.partial += (exchange.cut != [false; 2]) as u64;
         let resource = self.processes.resource(exchange.process);
-        self.output.push_back(self.spans.make(exchange, kind, connection.ends.as_ref(), resource));
+        let ends = connection.ends.as_ref();
+        self.output.push_back(self.spans.make(exchange, kind, spoken.protocol, ends, resource));
     }
 
     pub(super) fn report_open(&mut self, tracked: &Tracked, now: u64) {
@@ -94,11 +102,11 @@ impl Run<'_> {
             self.open.push(OpenExchange {
                 operation: exchange.request.operation.clone(),
                 target: exchange.request.target.clone(),
-                kind: kind(speaking.requests),
+                kind: kind(speaking.spoken.requests),
                 age: now.saturating_sub(exchange.request_start),
                 status: exchange.response.as_ref().map(|response| response.status.clone()),
                 answered,
-                peer: tracked.connection.ends.as_ref().map(|ends| ends.peer.to_string()),
+                peer: tracked.connection.ends.as_ref().map(Ends::peer),
                 resource: self.processes.resource(exchange.process),
             });
         }
@@ -134,7 +142,7 @@ impl Tracked {
         match &self.state {
             State::Ignored(_) => u64::MAX,
             State::Speaking(speaking) if self.connection.positions_are_the_kernels() => {
-                let side = if direction == speaking.requests { Side::Request } else { Side::Response };
+                let side = if direction == speaking.spoken.requests { Side::Request } else { Side::Response };
                 let front = self.connection.streams[direction.index()].front();
                 let ahead = speaking.session.content_ahead(side);
                 if ahead >= QUIET_MIN { front.saturating_add(ahead) } else { 0 }
@@ -182,8 +190,8 @@ impl Tracked {
     fn read_step(&mut self, side: Side, run: &mut Run<'_>) -> Option<u64> {
         let State::Speaking(speaking) = &mut self.state else { return None };
         let direction = match side {
-            Side::Request => speaking.requests,
-            Side::Response => speaking.requests.other(),
+            Side::Request => speaking.spoken.requests,
+            Side::Response => speaking.spoken.requests.other(),
         };
         let stream = &self.connection.streams[direction.index()];
         let other = &self.connection.streams[direction.other().index()];
@@ -198,9 +206,9 @@ impl Tracked {
         speaking.answered |= side == Side::Response && !bytes.is_empty();
         let mut events = Vec::new();
         let progress = speaking.session.read(side, &input, &mut events);
-        let requests = speaking.requests;
+        let spoken = speaking.spoken;
         for event in events {
-            self.handle_event(event, requests, run);
+            self.handle_event(event, spoken, run);
         }
         match progress {
             Progress::Read { length, class } => {
@@ -211,7 +219,10 @@ impl Tracked {
             Progress::NeedMore => {}
             Progress::Wait => self.wait_for(direction.other(), opposite),
             Progress::Switch(_) => self.leave(Bucket::Unknown, run),
-            Progress::Invalid(_) => self.leave(Bucket::Unparsed, run),
+            Progress::Invalid(reason) => {
+                *run.ledger.left.entry(reason).or_default() += 1;
+                self.leave(Bucket::Unparsed, run);
+            }
         }
         None
     }
@@ -225,7 +236,7 @@ impl Tracked {
         self.wait = Some((direction, position, since));
     }
 
-    fn handle_event(&mut self, event: Event, requests: Direction, run: &mut Run<'_>) {
+    fn handle_event(&mut self, event: Event, spoken: Spoken, run: &mut Run<'_>) {
         if let What::Response(_) = event.what
             && let State::Speaking(speaking) = &mut self.state
             && !speaking.confirmed
@@ -234,12 +245,12 @@ impl Tracked {
             run.ledger.bytes.merge(&std::mem::take(&mut self.unsure));
         }
         let direction = match event.side {
-            Side::Request => requests,
-            Side::Response => requests.other(),
+            Side::Request => spoken.requests,
+            Side::Response => spoken.requests.other(),
         };
         let marks = self.connection.streams[direction.index()].marks();
         if let Some(exchange) = self.exchanges.handle_event(event, marks) {
-            run.emit(exchange, &self.connection, requests);
+            run.emit(exchange, &self.connection, spoken);
         }
         run.ledger.orphans += std::mem::take(&mut self.exchanges.orphans);
     }
@@ -267,10 +278,10 @@ impl Tracked {
         if !speaking.confirmed {
             return self.ignore(run, Bucket::Unknown);
         }
-        let requests = speaking.requests;
+        let spoken = speaking.spoken;
         for mut exchange in self.exchanges.finish(Outcome::Hidden, self.connection.last_time) {
             exchange.cut[Side::Response.index()] |= exchange.outcome == Outcome::Hidden;
-            run.emit(exchange, &self.connection, requests);
+            run.emit(exchange, &self.connection, spoken);
         }
         self.ignore(run, bucket);
     }
@@ -341,19 +352,22 @@ impl Tracked {
         }
     }
 
+    /// The directions went on to these positions, as far as the probes saw: 0 where nothing moved.
+    pub(super) fn reach(&mut self, positions: [u64; 2], bases: [u32; 2], time: u64) {
+        for direction in Direction::BOTH {
+            let last = positions[direction.index()];
+            if last > 0 {
+                let position = self.connection.position(direction, last, bases);
+                self.connection.streams[direction.index()].reach(position, time);
+            }
+        }
+    }
+
     pub(super) fn close(&mut self, closed: Option<&Closed>, run: &mut Run<'_>) {
         if let Some(closed) = closed {
             // Bytes can have moved last that were not told of.
-            let (connection, time) = (&mut self.connection, closed.header.time);
-            connection.last_time = time;
-            for direction in Direction::BOTH {
-                let last = closed.positions[direction.index()];
-                // Nothing moved that way, as far as the probes saw.
-                if last > 0 {
-                    let position = connection.position(direction, last, closed.bases);
-                    connection.streams[direction.index()].reach(position, time);
-                }
-            }
+            self.connection.last_time = closed.header.time;
+            self.reach(closed.positions, closed.bases, closed.header.time);
         }
         self.give_up_waiting(run);
         for stream in &mut self.connection.streams {
@@ -364,10 +378,10 @@ impl Tracked {
         if let State::Speaking(speaking) = &self.state
             && speaking.confirmed
         {
-            let requests = speaking.requests;
-            let (outcome, time) = self.broken(requests);
+            let spoken = speaking.spoken;
+            let (outcome, time) = self.broken(spoken.requests);
             for exchange in self.exchanges.finish(outcome, time) {
-                run.emit(exchange, &self.connection, requests);
+                run.emit(exchange, &self.connection, spoken);
             }
         }
         self.ignore(run, Bucket::Unparsed);

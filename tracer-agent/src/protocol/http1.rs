@@ -22,7 +22,7 @@ const HEAD_MAX: usize = 256 * 1024;
 const DETECT_MAX: usize = 256;
 
 /// Requests that may wait for their response on one connection.
-const PENDING_MAX: usize = 4096;
+const PENDING_MAX: usize = 1 << 16;
 
 pub(super) struct Http1;
 
@@ -89,6 +89,29 @@ struct Reader {
     doubtful: bool,
     /// A message of it was read.
     spoke: bool,
+    /// Where it was read up to.
+    front: u64,
+    /// Content may wait for the other side's word, and need not come where that is a refusal.
+    expectation: Expectation,
+    /// What came is not looked at before the other side was read up to this position.
+    stalled: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Expectation {
+    #[default]
+    None,
+    Open,
+    Refused,
+}
+
+/// What came where content was announced.
+enum Expected {
+    Content,
+    /// Something else, or it cannot be told yet.
+    Other(Progress),
+    /// It is missing: content, or the next request.
+    Unclear,
 }
 
 #[derive(Default)]
@@ -109,18 +132,22 @@ enum State {
 
 impl Session for Dialogue {
     fn read(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
-        match self.sides[side.index()].state {
+        let progress = match self.sides[side.index()].state {
             State::Head { searched } => self.read_head(side, searched, input, events),
             State::Body(_) => self.read_body(side, input, events),
             State::Lost => self.find_head(side, input, events),
             State::Done => skip_all(input),
             State::Opaque => Progress::Switch("upgraded"),
-        }
+        };
+        let length = if let Progress::Read { length, .. } = progress { length } else { 0 };
+        self.sides[side.index()].front = input.position + length;
+        progress
     }
 
     fn content_ahead(&self, side: Side) -> u64 {
         match &self.sides[side.index()].state {
-            State::Body(body) => body.ahead(),
+            // After a refusal it may not come.
+            State::Body(body) if self.sides[side.index()].expectation == Expectation::None => body.ahead(),
             _ => 0,
         }
     }
@@ -183,6 +210,8 @@ impl Dialogue {
         let reader = &mut self.sides[side.index()];
         reader.state = State::Lost;
         reader.doubtful = true;
+        reader.expectation = Expectation::None;
+        reader.stalled = None;
         self.request_missed = side == Side::Request;
     }
 
@@ -212,7 +241,7 @@ impl Dialogue {
             Ok(request) => request,
             Err(HeadError::Malformed(reason)) => return self.invalid(Side::Request, reason, input),
         };
-        let Request { head, framing, method } = request;
+        let Request { head, expects, framing, method } = request;
         if self.pending.len() >= PENDING_MAX {
             return Progress::Invalid("more requests without a response than are followed");
         }
@@ -232,6 +261,7 @@ impl Dialogue {
         let reader = &mut self.sides[Side::Request.index()];
         reader.doubtful = false;
         reader.begin(Side::Request, Some(exchange), framing, end, events);
+        reader.expectation = if expects { Expectation::Open } else { Expectation::None };
         if framing == Framing::Broken {
             self.cut(Side::Request, end, events);
             // Nothing is missing but where it ends.
@@ -245,7 +275,9 @@ impl Dialogue {
         let opposite = input.marks.at(start).map_or(u64::MAX, |mark| mark.opposite);
         // Its request was moved before it: one that starts later is not it.
         let asked = self.pending.iter().take_while(|pending| pending.start < opposite).count();
-        if asked == 0 && !input.settled {
+        // The request may stand where the other side was not read yet.
+        let stalled = self.sides[Side::Request.index()].stalled.is_some_and(|until| until <= start);
+        if asked == 0 && (!input.settled || stalled) {
             return Progress::Wait;
         }
         let doubtful = self.sides[Side::Response.index()].doubtful;
@@ -273,10 +305,15 @@ impl Dialogue {
             });
         }
         let exchange = place.map(|_| self.pending[0].exchange);
-        let reader = &mut self.sides[Side::Response.index()];
-        reader.doubtful = false;
+        self.sides[Side::Response.index()].doubtful = false;
         let end = start + bytes.len() as u64;
         let event = |what| Event { side: Side::Response, exchange, start, end, what };
+        let asking = &mut self.sides[Side::Request.index()];
+        if exchange.is_some() && asking.exchange == exchange && asking.expectation != Expectation::None {
+            let interim = matches!(framing, Framing::Interim);
+            asking.expectation = if interim { Expectation::None } else { Expectation::Refused };
+        }
+        let reader = &mut self.sides[Side::Response.index()];
         if matches!(framing, Framing::Interim) {
             events.push(event(What::Interim { attributes: head.attributes }));
             reader.state = State::Head { searched: 0 };
@@ -317,7 +354,19 @@ impl Dialogue {
     }
 
     fn read_body(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        let answered = self.sides[side.other().index()].front;
         let reader = &mut self.sides[side.index()];
+        if reader.expectation != Expectation::None && (!input.bytes.is_empty() || input.after != After::More)
+        {
+            match reader.read_expected(input, answered, events) {
+                Expected::Content => reader.expectation = Expectation::None,
+                Expected::Other(progress) => return progress,
+                Expected::Unclear => {
+                    self.cut(side, input.position, events);
+                    return skip_all(input);
+                }
+            }
+        }
         let State::Body(body) = &mut reader.state else { return Progress::NeedMore };
         if input.bytes.is_empty() {
             match input.after {
@@ -432,6 +481,35 @@ impl Reader {
         match Body::new(framing) {
             Some(body) => self.state = State::Body(body),
             None => self.end(side, at, true, events),
+        }
+    }
+
+    /// Content that may be none: after a refusal the next request can come in its place.
+    fn read_expected(&mut self, input: &Input<'_>, answered: u64, events: &mut Vec<Event>) -> Expected {
+        let opposite = input.marks.at(input.position).map_or(0, |mark| mark.opposite);
+        self.stalled = None;
+        let ends = matches!(input.after, After::End(_)) && input.bytes.is_empty();
+        match self.expectation {
+            _ if ends => Expected::Content,
+            // An answer that was there before it may be the refusal.
+            Expectation::Open if answered < opposite => {
+                self.stalled = Some(opposite);
+                Expected::Other(Progress::Wait)
+            }
+            Expectation::Refused if input.bytes.is_empty() => Expected::Unclear,
+            Expectation::Refused if input.marks.starts_at(input.position) => {
+                match (head::detect_known_request(input.bytes), input.after) {
+                    (Verdict::Yes, _) => {
+                        self.expectation = Expectation::None;
+                        self.end(Side::Request, input.position, true, events);
+                        Expected::Other(Progress::Read { length: 0, class: Class::Parsed })
+                    }
+                    (Verdict::Unsure, After::More) => Expected::Other(Progress::NeedMore),
+                    (Verdict::Unsure, _) => Expected::Unclear,
+                    (Verdict::No, _) => Expected::Content,
+                }
+            }
+            _ => Expected::Content,
         }
     }
 

@@ -41,6 +41,8 @@ pub(super) enum HeadError {
 
 pub(super) struct Request {
     pub(super) head: RequestHead,
+    /// The client may wait for a word before it sends the content (RFC 9110, section 10.1.1).
+    pub(super) expects: bool,
     pub(super) framing: Framing,
     pub(super) method: Method,
 }
@@ -145,12 +147,47 @@ pub(super) fn parse_request(bytes: &[u8]) -> Result<Request, HeadError> {
         encoded = percent_encoded(&bytes[..line], &bytes[line..]);
         &encoded
     };
+    let unfolded = unfolded(bytes);
+    let bytes = unfolded.as_deref().unwrap_or(bytes);
+    let hidden = hides_framing(bytes);
     with_fields(|fields| {
         let mut config = httparse::ParserConfig::default();
         config.ignore_invalid_headers_in_requests(true);
         let mut request = httparse::Request::new(fields);
-        config.parse_request(&mut request, bytes).map(|_| request_from(&request))
+        config.parse_request(&mut request, bytes).map(|_| request_from(&request, hidden))
     })?
+}
+
+/// Lines that go on with white space are one (obsolete folding, RFC 9112, section 5.2): what a recipient
+/// that takes them makes of them. None where there are none.
+fn unfolded(bytes: &[u8]) -> Option<Vec<u8>> {
+    let folds = |at: usize| matches!(bytes.get(at + 1), Some(b' ' | b'\t'));
+    // What follows the start line is no field: that is left as it is.
+    let first = memchr::memchr(b'\n', bytes)?;
+    let mut lines = memchr::memchr_iter(b'\n', bytes).filter(|at| *at != first);
+    lines.find(|at| folds(*at))?;
+    let mut joined = bytes.to_vec();
+    for at in memchr::memchr_iter(b'\n', bytes).filter(|at| *at != first && folds(*at)) {
+        joined[at] = b' ';
+        if joined[at - 1] == b'\r' {
+            joined[at - 1] = b' ';
+        }
+    }
+    Some(joined)
+}
+
+/// Whether a field that frames the message has white space before its colon: some recipients take it,
+/// others do not (RFC 9112, section 5.1).
+fn hides_framing(bytes: &[u8]) -> bool {
+    let spaced = [&b" :"[..], b"\t:"].iter().any(|pair| memchr::memmem::find(bytes, pair).is_some());
+    spaced
+        && bytes.split(|byte| *byte == b'\n').any(|line| {
+            [&b"content-length"[..], b"transfer-encoding"].iter().any(|name| {
+                line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
+                    && line[name.len()..].first().is_some_and(|byte| b" \t".contains(byte))
+                    && line[name.len()..].trim_ascii_start().first() == Some(&b':')
+            })
+        })
 }
 
 pub(super) fn parse_response(bytes: &[u8], method: Method) -> Result<Response, HeadError> {
@@ -199,12 +236,13 @@ fn with_fields<'b, T>(
     })
 }
 
-fn request_from(request: &httparse::Request<'_, '_>) -> Result<Request, HeadError> {
+fn request_from(request: &httparse::Request<'_, '_>, hidden: bool) -> Result<Request, HeadError> {
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Err(HeadError::Malformed("a head without a start line"));
     };
     let fields = Fields::of(request.headers);
     let framing = match fields.length {
+        _ if hidden => Framing::Broken,
         _ if fields.chunked => Framing::Chunked,
         // Chunked has to be the last coding of a request.
         _ if fields.transfer_encoding => Framing::Broken,
@@ -212,6 +250,7 @@ fn request_from(request: &httparse::Request<'_, '_>) -> Result<Request, HeadErro
         Length::Known(length) => Framing::Length(length),
         Length::Absent => Framing::Length(0),
     };
+    let ambiguity = fields.ambiguity(version == 0, hidden);
     let known = METHODS.contains(&method);
     let mut head = RequestHead {
         name: if known { method.to_owned() } else { "HTTP".to_owned() },
@@ -228,6 +267,9 @@ fn request_from(request: &httparse::Request<'_, '_>) -> Result<Request, HeadErro
     attributes.push(Attribute::text("network.protocol.version", if version == 0 { "1.0" } else { "1.1" }));
     if let Some(agent) = fields.user_agent {
         attributes.push(Attribute::text("user_agent.original", agent));
+    }
+    if let Some(ambiguity) = ambiguity {
+        attributes.push(Attribute::text("tracer.ambiguity", ambiguity));
     }
     if target.len() > TEXT_MAX {
         attributes.push(Attribute::flag("tracer.truncated", true));
@@ -254,17 +296,21 @@ fn request_from(request: &httparse::Request<'_, '_>) -> Result<Request, HeadErro
         None if target.path.is_empty() => authority.unwrap_or_default().to_owned(),
         None => target.path.to_owned(),
     };
-    if let Some(authority) = authority.filter(|_| target.path.starts_with('/')) {
-        let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        let full = format!("{}://{authority}{}", target.scheme, head.target);
-        head.client_attributes.push(Attribute::text("url.full", full));
+    match authority.filter(|_| target.path.starts_with('/')) {
+        Some(authority) => {
+            let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+            let full = format!("{}://{authority}{}", target.scheme, head.target);
+            head.client_attributes.push(Attribute::text("url.full", full));
+        }
+        // Without a host there is no whole URL: what there is of it stands for it.
+        None => head.client_attributes.clone_from(&head.server_attributes),
     }
     let method = match method {
         "HEAD" => Method::Head,
         "CONNECT" => Method::Connect,
         _ => Method::Other,
     };
-    Ok(Request { head, framing, method })
+    Ok(Request { head, expects: fields.expects, framing, method })
 }
 
 fn response_from(response: &httparse::Response<'_, '_>, method: Method) -> Result<Response, HeadError> {
@@ -286,9 +332,23 @@ fn response_from(response: &httparse::Response<'_, '_>, method: Method) -> Resul
             Length::Absent => Framing::UntilClose,
         },
     };
+    let stream = match status {
+        101 if fields.upgrade.as_deref().is_some_and(|to| to.eq_ignore_ascii_case("websocket")) => {
+            Some("websocket")
+        }
+        101 => Some("upgrade"),
+        200..=299 if method == Method::Connect => Some("tunnel"),
+        200..=299 if fields.event_stream && method == Method::Other => Some("event_stream"),
+        _ => None,
+    };
+    let mut attributes = vec![Attribute::number("http.response.status_code", status)];
+    if let Some(ambiguity) = fields.ambiguity(response.version == Some(0), false) {
+        attributes.push(Attribute::text("tracer.ambiguity", ambiguity));
+    }
     let text = format!("{status:03}");
     let head = ResponseHead {
-        attributes: vec![Attribute::number("http.response.status_code", status)],
+        attributes,
+        stream,
         client_error: status >= 400,
         server_error: status >= 500,
         error_type: text.clone(),
@@ -301,8 +361,13 @@ fn response_from(response: &httparse::Response<'_, '_>, method: Method) -> Resul
 #[derive(Default)]
 struct Fields {
     length: Length,
+    /// There is any, also one that is none of them.
+    has_length: bool,
     transfer_encoding: bool,
     chunked: bool,
+    expects: bool,
+    upgrade: Option<String>,
+    event_stream: bool,
     host: Option<String>,
     user_agent: Option<String>,
     parent: Option<TraceParent>,
@@ -324,6 +389,7 @@ impl Fields {
         for header in headers {
             let value = header.value.trim_ascii();
             if header.name.eq_ignore_ascii_case("content-length") {
+                fields.has_length = true;
                 for part in value.split(|byte| *byte == b',') {
                     fields.add_length(part.trim_ascii());
                 }
@@ -333,6 +399,13 @@ impl Fields {
                 }
             } else if header.name.eq_ignore_ascii_case("host") {
                 fields.host.get_or_insert_with(|| text(value));
+            } else if header.name.eq_ignore_ascii_case("expect") {
+                fields.expects |= value.eq_ignore_ascii_case(b"100-continue");
+            } else if header.name.eq_ignore_ascii_case("upgrade") {
+                fields.upgrade.get_or_insert_with(|| text(value));
+            } else if header.name.eq_ignore_ascii_case("content-type") {
+                let kind = value.split(|byte| *byte == b';').next().unwrap_or_default();
+                fields.event_stream |= kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream");
             } else if header.name.eq_ignore_ascii_case("user-agent") {
                 fields.user_agent.get_or_insert_with(|| text(value));
             } else if header.name.eq_ignore_ascii_case("traceparent") {
@@ -341,6 +414,25 @@ impl Fields {
             }
         }
         fields
+    }
+
+    /// What recipients read in different ways: where one message ends for one of them, another may begin
+    /// (RFC 9112, section 11.2).
+    fn ambiguity(&self, old: bool, hidden: bool) -> Option<&'static str> {
+        if hidden {
+            return Some("white space before the colon of a framing field");
+        }
+        match self.length {
+            _ if self.transfer_encoding && self.has_length => {
+                Some("both Transfer-Encoding and Content-Length")
+            }
+            _ if self.transfer_encoding && old => Some("Transfer-Encoding in HTTP/1.0"),
+            _ if self.transfer_encoding && !self.chunked => {
+                Some("Transfer-Encoding that does not end chunked")
+            }
+            Length::Contradictory => Some("Content-Length that is none, or several"),
+            _ => None,
+        }
     }
 
     /// The same length several times is one length (RFC 9112, section 6.3).

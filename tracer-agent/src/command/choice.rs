@@ -1,0 +1,103 @@
+//! What is to be traced, and what of it is shown: the flags that subcommands share.
+
+use std::{ffi::OsString, time::Duration};
+
+use anyhow::anyhow;
+use clap::{Args, builder::PossibleValuesParser};
+use globset::GlobMatcher;
+use tracer_agent::{
+    filter::{Filter, StatusPattern, path_pattern},
+    live::select::Selection,
+    protocol::PROTOCOLS,
+};
+
+use super::{Exit, Failure, OrExit, parse_duration};
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Selection (values of one kind are alternatives, kinds have to hold together)")]
+pub(crate) struct SelectionArguments {
+    /// A running process, with its children, those that it has and those that it will have
+    #[arg(long = "pid", value_name = "PID")]
+    pub(crate) pids: Vec<u32>,
+
+    /// Processes with this name, or whose file has it; a pattern such as python* in quotes
+    #[arg(long = "command", value_name = "NAME|GLOB")]
+    pub(crate) commands: Vec<String>,
+
+    /// Processes that run this file, by its whole path; a pattern such as /opt/*/bin/app in quotes
+    #[arg(long = "exe", value_name = "PATH|GLOB")]
+    pub(crate) executables: Vec<String>,
+
+    /// Processes that listen on this TCP port, and the workers that they fork
+    #[arg(long = "port", value_name = "PORT")]
+    pub(crate) ports: Vec<u16>,
+
+    /// Processes in this cgroup (v2) or below it: a path in the tree, or in the file system
+    #[arg(long = "cgroup", value_name = "PATH")]
+    pub(crate) cgroups: Vec<String>,
+
+    /// A command to start and trace, with its children
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+impl SelectionArguments {
+    pub(crate) fn selection(&self) -> Result<Selection, Failure> {
+        let starts = !self.command.is_empty();
+        if !self.pids.is_empty() && starts {
+            let error = anyhow!("--pid and a command exclude each other");
+            return Err(Failure::new(Exit::Usage, error));
+        }
+        let selection =
+            Selection::new(&self.pids, &self.commands, &self.executables, &self.ports, &self.cgroups, starts)
+                .or_exit(Exit::Usage)?;
+        if selection.is_empty() {
+            let error = anyhow!(
+                "nothing is selected: name processes with --pid, --command, --exe, --port or --cgroup, \
+                 or a command after --"
+            );
+            return Err(Failure::new(Exit::Usage, error));
+        }
+        Ok(selection)
+    }
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Filter (of what is shown and sent)")]
+pub(crate) struct FilterArguments {
+    /// Responses with this status: 404, 5xx; none for requests without a response
+    #[arg(long = "status", value_name = "STATUS")]
+    statuses: Vec<StatusPattern>,
+
+    /// Requests for this path; a pattern such as '/api/*', where * stands for slashes too
+    #[arg(long = "path", value_name = "GLOB", value_parser = path_pattern)]
+    paths: Vec<GlobMatcher>,
+
+    /// Exchanges that took at least as long (200ms, 1s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    slower: Option<Duration>,
+
+    /// Exchanges with a peer at this port
+    #[arg(long = "peer-port", value_name = "PORT")]
+    peer_ports: Vec<u16>,
+
+    /// Exchanges of this protocol
+    #[arg(long = "protocol", value_name = "NAME", value_parser = PossibleValuesParser::new(names()))]
+    protocols: Vec<String>,
+}
+
+fn names() -> impl Iterator<Item = &'static str> {
+    PROTOCOLS.iter().map(|protocol| protocol.name())
+}
+
+impl FilterArguments {
+    pub(crate) fn filter(&self) -> Filter {
+        Filter {
+            statuses: self.statuses.clone(),
+            paths: self.paths.clone(),
+            slower: self.slower.map(|least| least.as_nanos().try_into().unwrap_or(u64::MAX)),
+            peer_ports: self.peer_ports.clone(),
+            protocols: self.protocols.clone(),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Unix sockets that are gone: no probe sees their end, the kernel's table of them does.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
+
+use tracer_common::record::OpenedUnix;
+
+/// How often the table is looked at while there are sockets to look for.
+const INTERVAL: u64 = 500_000_000;
+
+#[derive(Default)]
+pub struct UnixSockets {
+    /// By cookie.
+    open: BTreeMap<u64, Socket>,
+    /// Gone, as far as the table tells; what they moved before may still be in the ring.
+    gone: Vec<u64>,
+    looked: u64,
+}
+
+struct Socket {
+    inode: u64,
+    namespace: u32,
+    process: u32,
+}
+
+impl UnixSockets {
+    pub fn handle_opened(&mut self, opened: &OpenedUnix) {
+        let socket =
+            Socket { inode: opened.inode, namespace: opened.network_namespace, process: opened.header.pid };
+        self.open.insert(opened.cookie, socket);
+    }
+
+    /// Looks which are left, if it is time to.
+    pub fn look(&mut self, now: u64) {
+        if self.open.is_empty() || now.saturating_sub(self.looked) < INTERVAL {
+            return;
+        }
+        self.looked = now;
+        let mut processes: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+        for socket in self.open.values() {
+            processes.entry(socket.namespace).or_default().insert(socket.process);
+        }
+        let left: BTreeMap<u32, BTreeSet<u64>> = processes
+            .into_iter()
+            .map(|(namespace, processes)| {
+                // Without any process of the namespace nobody is left to hold its sockets.
+                let inodes = processes.into_iter().find_map(inodes).unwrap_or_default();
+                (namespace, inodes)
+            })
+            .collect();
+        let is_left = |socket: &Socket| {
+            left.get(&socket.namespace).is_some_and(|inodes| inodes.contains(&socket.inode))
+        };
+        let gone = &mut self.gone;
+        self.open.retain(|cookie, socket| {
+            let stays = is_left(socket);
+            if !stays {
+                gone.push(*cookie);
+            }
+            stays
+        });
+    }
+
+    /// Those that are gone, once everything that they moved was read.
+    pub fn take_gone(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.gone)
+    }
+}
+
+/// The inodes of all Unix sockets in the network namespace of a process; none if it has ended.
+fn inodes(process: u32) -> Option<BTreeSet<u64>> {
+    let table = fs::read_to_string(format!("/proc/{process}/net/unix")).ok()?;
+    Some(table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(6)?.parse().ok()).collect())
+}
