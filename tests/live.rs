@@ -1,6 +1,9 @@
 //! The real program under the real kernel, with real servers and clients: spans are compared with
 //! what the server itself logged, by exact count. As root, one test at a time: `cargo xtask test`.
 
+#[path = "live/shapes.rs"]
+mod shapes;
+
 use std::{
     collections::BTreeMap,
     io::{Read, Write},

@@ -327,9 +327,9 @@ pub fn inside_a_tunnel() -> Dialogue {
 /// For real sockets: more than the laws would go through in a reasonable time.
 pub fn large() -> Vec<Dialogue> {
     let head = format!("GET /head HTTP/1.1\r\nX-Long: {}\r\n\r\n", "h".repeat(64 << 10));
-    let many: String = (0..5000).map(|n| format!("GET /many/{n} HTTP/1.1\r\n\r\n")).collect();
-    let answers = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".repeat(5000);
-    let lines: Vec<String> = (0..5000).map(|n| format!("GET /many/{n} 200 0")).collect();
+    let many: String = (0..3000).map(|n| format!("GET /many/{n} HTTP/1.1\r\n\r\n")).collect();
+    let answers = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".repeat(3000);
+    let lines: Vec<String> = (0..3000).map(|n| format!("GET /many/{n} 200 0")).collect();
     let body = "b".repeat(3 << 20);
     let with_length = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     let chunks = format!(
@@ -344,7 +344,7 @@ pub fn large() -> Vec<Dialogue> {
             &[("client", head.as_bytes()), ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")],
         ),
         Dialogue::server(
-            "5000 requests at once",
+            "3000 requests at once",
             &lines.iter().map(String::as_str).collect::<Vec<_>>(),
             &[("client", many.as_bytes()), ("server", answers.as_bytes())],
         ),

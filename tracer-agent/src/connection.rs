@@ -2,68 +2,130 @@
 
 pub mod stream;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use smol_str::format_smolstr;
 use tracer_common::{
-    connection::{AF_INET6, Direction, Role},
+    connection::{AF_INET6, COUNTED_START, Direction, Role},
     record::{Opened, OpenedUnix},
 };
 
 use self::stream::{Mark, Stream};
+use crate::protocol::{Attribute, Kind, Text};
 
 /// What does not change while a connection lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ends {
     pub place: Place,
     pub role: Role,
+    /// Who is at the other end, for people.
+    pub peer: Text,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     Tcp {
-        local: SocketAddr,
-        peer: SocketAddr,
+        local: Address,
+        peer: Address,
     },
     /// The path of the side that was connected to, `@` first for a name without a file; empty for a
     /// pair without a name.
-    Unix(String),
+    Unix(Text),
+}
+
+/// Written once, and read for every span.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    pub ip: Text,
+    pub port: u16,
+}
+
+impl Place {
+    fn peer(&self) -> Text {
+        match self {
+            Place::Tcp { peer, .. } if peer.ip.contains(':') => {
+                format_smolstr!("[{}]:{}", peer.ip, peer.port)
+            }
+            Place::Tcp { peer, .. } => format_smolstr!("{}:{}", peer.ip, peer.port),
+            Place::Unix(path) if path.is_empty() => Text::new_static("unix"),
+            Place::Unix(path) => format_smolstr!("unix:{path}"),
+        }
+    }
 }
 
 impl Ends {
     pub fn of(opened: &Opened) -> Self {
-        let address = |bytes: [u8; 16]| -> IpAddr {
-            if opened.family == AF_INET6 {
+        let address = |bytes: [u8; 16], port: u16| {
+            let ip: IpAddr = if opened.family == AF_INET6 {
                 Ipv6Addr::from(bytes).to_canonical()
             } else {
                 Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
-            }
+            };
+            Address { ip: format_smolstr!("{ip}"), port }
         };
         let place = Place::Tcp {
-            local: SocketAddr::new(address(opened.local_address), opened.local_port),
-            peer: SocketAddr::new(address(opened.peer_address), opened.peer_port),
+            local: address(opened.local_address, opened.local_port),
+            peer: address(opened.peer_address, opened.peer_port),
         };
-        Self { place, role: Role::from_wire(opened.role) }
+        Self { peer: place.peer(), place, role: Role::from_wire(opened.role) }
     }
 
     pub fn of_unix(opened: &OpenedUnix) -> Self {
         let length = (opened.path_length as usize).min(opened.path.len());
         let path = match &opened.path[..length] {
-            [0, name @ ..] => format!("@{}", String::from_utf8_lossy(name)),
+            [0, name @ ..] => format_smolstr!("@{}", String::from_utf8_lossy(name)),
             path => {
                 let end = memchr::memchr(0, path).unwrap_or(path.len());
-                String::from_utf8_lossy(&path[..end]).into_owned()
+                Text::new(String::from_utf8_lossy(&path[..end]))
             }
         };
-        Self { place: Place::Unix(path), role: Role::from_wire(opened.role) }
+        let place = Place::Unix(path);
+        Self { peer: place.peer(), place, role: Role::from_wire(opened.role) }
     }
 
-    /// Who is at the other end, for people.
-    pub fn peer(&self) -> String {
+    pub fn peer_port(&self) -> Option<u16> {
         match &self.place {
-            Place::Tcp { peer, .. } => peer.to_string(),
-            Place::Unix(path) if path.is_empty() => "unix".to_owned(),
-            Place::Unix(path) => format!("unix:{path}"),
+            Place::Tcp { peer, .. } => Some(peer.port),
+            Place::Unix(_) => None,
         }
+    }
+
+    /// Adds what a span says of both ends; `server.*` only where the protocol has not.
+    pub fn describe(&self, attributes: &mut Vec<Attribute>, kind: Kind) {
+        let has = |key| attributes.iter().any(|attribute| attribute.key == key);
+        let (has_address, has_port) = (has("server.address"), has("server.port"));
+        let (local, peer) = match &self.place {
+            Place::Tcp { local, peer } => (local, peer),
+            Place::Unix(path) => {
+                if !path.is_empty() && !has_address {
+                    attributes.push(Attribute::text("server.address", path.clone()));
+                }
+                attributes.push(Attribute::word("network.transport", "unix"));
+                if !path.is_empty() {
+                    attributes.push(Attribute::text("network.peer.address", path.clone()));
+                }
+                return;
+            }
+        };
+        let server = match kind {
+            Kind::Server => local,
+            Kind::Client => peer,
+        };
+        if !has_address {
+            attributes.push(Attribute::text("server.address", server.ip.clone()));
+        }
+        if !has_port {
+            attributes.push(Attribute::number("server.port", server.port));
+        }
+        if kind == Kind::Server {
+            attributes.push(Attribute::text("client.address", peer.ip.clone()));
+            attributes.push(Attribute::number("client.port", peer.port));
+        }
+        attributes.push(Attribute::word("network.transport", "tcp"));
+        attributes.push(Attribute::text("network.local.address", local.ip.clone()));
+        attributes.push(Attribute::number("network.local.port", local.port));
+        attributes.push(Attribute::text("network.peer.address", peer.ip.clone()));
+        attributes.push(Attribute::number("network.peer.port", peer.port));
     }
 
     /// The direction that requests take.
@@ -100,6 +162,7 @@ pub struct Connection {
     bases_differ: bool,
     pub last_time: u64,
     pub process: u32,
+    start: u64,
     /// Which side was the first to end it.
     pub first_end: Option<FirstEnd>,
 }
@@ -112,9 +175,21 @@ pub struct FirstEnd {
     pub time: u64,
 }
 
+impl FirstEnd {
+    pub fn in_order(side: Direction, time: u64) -> Self {
+        Self { side, reset: false, time }
+    }
+}
+
 impl Connection {
     pub fn open_unix(&mut self, opened: &OpenedUnix) {
         self.ends = Some(Ends::of_unix(opened));
+        if opened.fresh != 0 {
+            self.start = COUNTED_START;
+            for stream in &mut self.streams {
+                stream.expect_at(COUNTED_START);
+            }
+        }
         self.process = opened.header.pid;
         self.last_time = opened.header.time;
     }
@@ -126,6 +201,20 @@ impl Connection {
         }
         self.process = opened.header.pid;
         self.last_time = opened.header.time;
+    }
+
+    pub fn is_unix(&self) -> bool {
+        self.ends.as_ref().is_some_and(|ends| matches!(ends.place, Place::Unix(_)))
+    }
+
+    /// Where a direction starts that was seen from its first byte.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Whether nothing of the direction was read or missed so far.
+    pub fn is_at_start(&self, direction: Direction) -> bool {
+        self.streams[direction.index()].front() == self.start
     }
 
     /// `length` bytes moved, of which `bytes` were copied. Returns how many were there already.

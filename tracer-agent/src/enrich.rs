@@ -2,12 +2,12 @@
 
 pub mod process;
 
-use crate::protocol::Attribute;
+use crate::protocol::{Attribute, Text};
 
 /// What a span's resource says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Resource {
     pub process: u32,
-    pub service: String,
+    pub service: Text,
     pub attributes: Vec<Attribute>,
 }

@@ -1,10 +1,10 @@
 //! Requests and their responses, put together in one place for all protocols.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use crate::{
     connection::stream::Marks,
-    protocol::{Attribute, Event, RequestHead, ResponseHead, Side, What},
+    protocol::{Attributes, Event, RequestHead, ResponseHead, Side, What},
 };
 
 /// Interim responses that one exchange remembers.
@@ -27,12 +27,12 @@ pub struct Exchange {
     /// When it broke off.
     pub broken: Option<u64>,
     /// Responses before the last one: when, and what they were.
-    pub interim: Vec<(u64, Vec<Attribute>)>,
+    pub interim: Vec<(u64, Attributes)>,
     /// Content that was seen to move.
     pub request_content: u64,
     pub response_content: u64,
     /// What the protocol says at the end of the messages.
-    pub attributes: Vec<Attribute>,
+    pub attributes: Attributes,
     pub outcome: Outcome,
     /// By side: a gap hides where the message ends.
     pub cut: [bool; 2],
@@ -57,7 +57,8 @@ pub enum Outcome {
 /// Exchanges of one connection.
 #[derive(Debug, Default)]
 pub struct Exchanges {
-    open: BTreeMap<u64, Progress>,
+    /// In the order of their ids, which is that of the requests.
+    open: VecDeque<(u64, Box<Progress>)>,
     /// Bytes of memory, about.
     cost: usize,
     /// Responses whose request was not seen.
@@ -84,18 +85,20 @@ impl Exchanges {
         };
         if let What::Request(head) = event.what {
             let process = first.map_or(0, |mark| mark.process);
-            let progress = Progress::start(*head, process, first_time, last_time);
+            let progress = Box::new(Progress::start(head, process, first_time, last_time));
             self.cost += progress.cost;
-            self.open.insert(id, progress);
+            let place = self.open.partition_point(|(open, _)| *open < id);
+            self.open.insert(place, (id, progress));
             return None;
         }
-        let progress = self.open.get_mut(&id)?;
+        let place = self.open.binary_search_by_key(&id, |(open, _)| *open).ok()?;
+        let progress = &mut self.open[place].1;
         let exchange = &mut progress.exchange;
         let side = event.side;
         match event.what {
             What::Request(_) => {}
             What::Response(head) => {
-                exchange.response = Some(*head);
+                exchange.response = Some(head);
                 exchange.response_start = Some(first_time);
                 exchange.response_end = Some(last_time);
             }
@@ -129,7 +132,7 @@ impl Exchanges {
         if progress.ended != [true, true] {
             return None;
         }
-        let progress = self.open.remove(&id)?;
+        let (_, progress) = self.open.remove(place)?;
         self.cost -= progress.cost;
         let mut exchange = progress.exchange;
         let hidden = exchange.cut[Side::Response.index()];
@@ -140,7 +143,7 @@ impl Exchanges {
     /// The connection has ended at `time`, for what is still open with this outcome.
     pub fn finish(&mut self, outcome: Outcome, time: u64) -> impl Iterator<Item = Exchange> + use<> {
         self.cost = 0;
-        std::mem::take(&mut self.open).into_values().map(move |progress| {
+        std::mem::take(&mut self.open).into_iter().map(move |(_, progress)| {
             let mut exchange = progress.exchange;
             let answered = progress.ended[Side::Response.index()];
             exchange.outcome = match answered {
@@ -157,7 +160,7 @@ impl Exchanges {
 
     /// The exchanges that go on, the oldest first; whether the response is over.
     pub fn open(&self) -> impl Iterator<Item = (&Exchange, bool)> {
-        self.open.values().map(|progress| (&progress.exchange, progress.ended[Side::Response.index()]))
+        self.open.iter().map(|(_, progress)| (&progress.exchange, progress.ended[Side::Response.index()]))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -195,7 +198,7 @@ impl Progress {
                 interim: Vec::new(),
                 request_content: 0,
                 response_content: 0,
-                attributes: Vec::new(),
+                attributes: Attributes::new(),
                 outcome: Outcome::Open,
                 cut: [false; 2],
             },

@@ -19,7 +19,8 @@ use crate::{
     capture::Record,
     connection::{Arrival, Place, stream::Ending},
     enrich::{Resource, process::Processes},
-    span::{Kind, Span, Spans},
+    protocol::{Event, Kind, Text},
+    span::{Span, Spans},
     stats::{Bucket, Ledger},
 };
 
@@ -58,15 +59,15 @@ pub struct Quiet {
 /// An exchange that was not over when the capture ended.
 #[derive(Clone, Debug)]
 pub struct OpenExchange {
-    pub operation: String,
-    pub target: String,
+    pub operation: Text,
+    pub target: Text,
     pub kind: Kind,
     /// Nanoseconds since its first byte.
     pub age: u64,
     /// If its response had begun, and whether that was over.
-    pub status: Option<String>,
+    pub status: Option<Text>,
     pub answered: bool,
-    pub peer: Option<String>,
+    pub peer: Option<Text>,
     pub resource: Arc<Resource>,
 }
 
@@ -81,6 +82,8 @@ pub struct Pipeline {
     spans: Spans,
     ledger: Ledger,
     output: VecDeque<Span>,
+    /// Room for what a session finds, kept.
+    events: Vec<Event>,
     quiet: VecDeque<Quiet>,
     open: Vec<OpenExchange>,
     finished: bool,
@@ -173,8 +176,8 @@ impl Pipeline {
             tracked.connection.open(opened);
             if let Some(ends) = &mut tracked.connection.ends
                 && ends.role == Role::Unknown
-                && let Place::Tcp { local, .. } = ends.place
-                && run.processes.listens(opened.header.pid, local.port())
+                && let Place::Tcp { local, .. } = &ends.place
+                && run.processes.listens(opened.header.pid, local.port)
             {
                 ends.role = Role::Server;
             }
@@ -325,6 +328,7 @@ impl Pipeline {
             processes: &mut self.processes,
             spans: &mut self.spans,
             output: &mut self.output,
+            events: &mut self.events,
             open: &mut self.open,
         };
         (&mut self.connections, run)

@@ -5,6 +5,9 @@
 
 mod http1;
 
+use smallvec::SmallVec;
+pub use smol_str::SmolStr as Text;
+
 use crate::connection::stream::{After, Marks};
 
 /// All protocols, in the order in which they are asked.
@@ -17,8 +20,24 @@ pub trait Protocol: Sync {
     /// Whether a message of this side starts with `bytes`. Looks at no more than it needs.
     fn detect(&self, side: Side, bytes: &[u8]) -> Verdict;
 
-    /// `fresh`, by side: read from the connection's first byte on.
-    fn session(&self, fresh: [bool; 2]) -> Box<dyn Session>;
+    /// `fresh`, by side: read from the connection's first byte on. `kind` is the end that is seen.
+    fn session(&self, fresh: [bool; 2], kind: Kind) -> Box<dyn Session>;
+}
+
+/// Which end of an exchange a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Server,
+    Client,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Server => "SERVER",
+            Kind::Client => "CLIENT",
+        }
+    }
 }
 
 pub trait Session {
@@ -116,11 +135,11 @@ pub struct Event {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum What {
-    Request(Box<RequestHead>),
-    Response(Box<ResponseHead>),
+    Request(RequestHead),
+    Response(ResponseHead),
     /// A response head that is not the last one (1xx).
     Interim {
-        attributes: Vec<Attribute>,
+        attributes: Attributes,
     },
     /// Part of the content.
     Data {
@@ -129,11 +148,11 @@ pub enum What {
     Trailers,
     /// The message is whole.
     End {
-        attributes: Vec<Attribute>,
+        attributes: Attributes,
     },
     /// The message broke off.
     Reset {
-        attributes: Vec<Attribute>,
+        attributes: Attributes,
     },
     /// What followed of the message lies in a gap, and with it where it ended.
     Cut,
@@ -143,14 +162,12 @@ pub enum What {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RequestHead {
     /// Name of the span.
-    pub name: String,
+    pub name: Text,
     /// For people: what is asked (`GET`) of what (`/items`).
-    pub operation: String,
-    pub target: String,
-    /// Attributes of the span on either end, then those of one end alone.
+    pub operation: Text,
+    pub target: Text,
+    /// Attributes of the span, for the end that is seen.
     pub attributes: Vec<Attribute>,
-    pub server_attributes: Vec<Attribute>,
-    pub client_attributes: Vec<Attribute>,
     /// The trace that the caller put the request into.
     pub parent: Option<TraceParent>,
 }
@@ -158,25 +175,24 @@ pub struct RequestHead {
 impl RequestHead {
     /// Bytes of memory, about.
     pub fn cost(&self) -> usize {
-        let lists = [&self.attributes, &self.server_attributes, &self.client_attributes];
-        let texts = lists.into_iter().flatten().map(|attribute| match &attribute.value {
-            Value::Text(text) => size_of::<Attribute>() + text.len(),
-            Value::Number(_) | Value::Flag(_) => size_of::<Attribute>(),
+        let texts = self.attributes.iter().map(|attribute| match &attribute.value {
+            Value::Text(text) => text.len(),
+            Value::Number(_) | Value::Flag(_) => 0,
         });
-        self.name.len() + self.operation.len() + self.target.len() + texts.sum::<usize>()
+        self.attributes.capacity() * size_of::<Attribute>() + self.target.len() + texts.sum::<usize>()
     }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ResponseHead {
     /// For people: the status as it was on the wire.
-    pub status: String,
-    pub attributes: Vec<Attribute>,
+    pub status: Text,
+    pub attributes: Attributes,
     /// Whether the status is an error to the client, to the server.
     pub client_error: bool,
     pub server_error: bool,
     /// `error.type`, where it is one.
-    pub error_type: String,
+    pub error_type: Text,
     /// What it is, where it is no answer but the start of a stream: its duration tells how long somebody
     /// listened, not how long an answer took.
     pub stream: Option<&'static str>,
@@ -190,6 +206,9 @@ pub struct TraceParent {
     pub flags: u8,
 }
 
+/// The few attributes of a part of an exchange.
+pub type Attributes = SmallVec<[Attribute; 2]>;
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attribute {
     pub key: &'static str,
@@ -198,14 +217,19 @@ pub struct Attribute {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    Text(String),
+    Text(Text),
     Number(i64),
     Flag(bool),
 }
 
 impl Attribute {
-    pub fn text(key: &'static str, value: impl Into<String>) -> Self {
+    pub fn text(key: &'static str, value: impl Into<Text>) -> Self {
         Self { key, value: Value::Text(value.into()) }
+    }
+
+    /// A text that is known beforehand.
+    pub fn word(key: &'static str, value: &'static str) -> Self {
+        Self { key, value: Value::Text(Text::new_static(value)) }
     }
 
     pub fn number(key: &'static str, value: impl TryInto<i64>) -> Self {

@@ -8,26 +8,11 @@ use rand_chacha::{
 };
 
 use crate::{
-    connection::{Ends, Place},
+    connection::Ends,
     enrich::Resource,
     exchange::{Exchange, Outcome},
-    protocol::{Attribute, Side},
+    protocol::{Attribute, Attributes, Kind, Side, Text},
 };
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Server,
-    Client,
-}
-
-impl Kind {
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Server => "SERVER",
-            Kind::Client => "CLIENT",
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -42,7 +27,7 @@ pub struct Span {
     pub id: [u8; 8],
     pub parent: Option<[u8; 8]>,
     pub trace_flags: u8,
-    pub name: String,
+    pub name: Text,
     pub kind: Kind,
     pub start: u64,
     pub end: u64,
@@ -58,19 +43,19 @@ pub struct Span {
 pub struct Moment {
     pub name: &'static str,
     pub time: u64,
-    pub attributes: Vec<Attribute>,
+    pub attributes: Attributes,
 }
 
 /// What people are shown of a span.
 #[derive(Clone, Debug)]
 pub struct View {
-    pub operation: String,
-    pub target: String,
-    pub status: Option<String>,
+    pub operation: Text,
+    pub target: Text,
+    pub status: Option<Text>,
     pub outcome: Outcome,
     pub request_content: u64,
     pub response_content: u64,
-    pub peer: Option<String>,
+    pub peer: Option<Text>,
     pub peer_port: Option<u16>,
     /// The name of the protocol in the registry.
     pub protocol: &'static str,
@@ -119,16 +104,12 @@ impl Spans {
             None => (self.id(), None, 1),
         };
         let mut attributes = request.attributes;
-        attributes.extend(match kind {
-            Kind::Server => request.server_attributes,
-            Kind::Client => request.client_attributes,
-        });
         let mut status = Status::Unset;
         let mut error = None;
         if let Some(response) = &exchange.response {
             attributes.extend(response.attributes.iter().cloned());
             if let Some(stream) = response.stream {
-                attributes.push(Attribute::text("tracer.stream", stream));
+                attributes.push(Attribute::word("tracer.stream", stream));
             }
             let is_error = match kind {
                 Kind::Server => response.server_error,
@@ -139,9 +120,9 @@ impl Spans {
             }
         }
         if let Some((outcome, failed)) = broken(exchange.outcome, kind) {
-            attributes.push(Attribute::text("tracer.outcome", outcome));
+            attributes.push(Attribute::word("tracer.outcome", outcome));
             if failed {
-                (status, error) = (Status::Error, Some(outcome.to_owned()));
+                (status, error) = (Status::Error, Some(Text::new_static(outcome)));
             }
         }
         if let Some(error) = error {
@@ -149,7 +130,7 @@ impl Spans {
         }
         attributes.extend(exchange.attributes);
         if let Some(ends) = ends {
-            place(&mut attributes, kind, ends);
+            ends.describe(&mut attributes, kind);
         }
         if exchange.cut != [false; 2] {
             let sides = match exchange.cut {
@@ -157,34 +138,25 @@ impl Spans {
                 cut if cut[Side::Request.index()] => "request",
                 _ => "response",
             };
-            attributes.push(Attribute::text("tracer.partial", sides));
+            attributes.push(Attribute::word("tracer.partial", sides));
         }
         if parent.is_some() {
-            attributes.push(Attribute::text("tracer.parent.evidence", "traceparent"));
+            attributes.push(Attribute::word("tracer.parent.evidence", "traceparent"));
         }
-        let mut events: Vec<Moment> = exchange
-            .interim
-            .iter()
-            .map(|(time, attributes)| Moment {
-                name: "tracer.response.interim",
-                time: self.wall(*time),
-                attributes: attributes.clone(),
-            })
-            .collect();
+        let moment = |name, time, attributes| Moment { name, time: self.wall(time), attributes };
+        let mut events = Vec::with_capacity(exchange.interim.len() + 2);
+        events.extend(
+            exchange
+                .interim
+                .into_iter()
+                .map(|(time, attributes)| moment("tracer.response.interim", time, attributes)),
+        );
         if let Some(first) = exchange.response_start {
-            events.push(Moment {
-                name: "tracer.response.first_byte",
-                time: self.wall(first),
-                attributes: Vec::new(),
-            });
+            events.push(moment("tracer.response.first_byte", first, Attributes::new()));
         }
         let stream = exchange.response.as_ref().and_then(|response| response.stream);
         if let Some(first) = exchange.content_start.filter(|_| stream.is_some()) {
-            events.push(Moment {
-                name: "tracer.stream.first_event",
-                time: self.wall(first),
-                attributes: Vec::new(),
-            });
+            events.push(moment("tracer.stream.first_event", first, Attributes::new()));
         }
         let last = exchange.response_end.max(exchange.broken).unwrap_or(0).max(exchange.request_end);
         Span {
@@ -207,11 +179,8 @@ impl Spans {
                 outcome: exchange.outcome,
                 request_content: exchange.request_content,
                 response_content: exchange.response_content,
-                peer: ends.map(Ends::peer),
-                peer_port: ends.and_then(|ends| match &ends.place {
-                    Place::Tcp { peer, .. } => Some(peer.port()),
-                    Place::Unix(_) => None,
-                }),
+                peer: ends.map(|ends| ends.peer.clone()),
+                peer_port: ends.and_then(Ends::peer_port),
                 protocol,
                 stream,
             },
@@ -239,40 +208,4 @@ fn broken(outcome: Outcome, kind: Kind) -> Option<(&'static str, bool)> {
         Outcome::Reset => Some(("connection_reset", true)),
         Outcome::Complete | Outcome::Hidden | Outcome::Open => None,
     }
-}
-
-fn place(attributes: &mut Vec<Attribute>, kind: Kind, ends: &Ends) {
-    let has = |attributes: &[Attribute], key| attributes.iter().any(|attribute| attribute.key == key);
-    let (local, peer) = match &ends.place {
-        Place::Tcp { local, peer } => (local, peer),
-        Place::Unix(path) => {
-            if !path.is_empty() && !has(attributes, "server.address") {
-                attributes.push(Attribute::text("server.address", path));
-            }
-            attributes.push(Attribute::text("network.transport", "unix"));
-            if !path.is_empty() {
-                attributes.push(Attribute::text("network.peer.address", path));
-            }
-            return;
-        }
-    };
-    let server = match kind {
-        Kind::Server => local,
-        Kind::Client => peer,
-    };
-    if !has(attributes, "server.address") {
-        attributes.push(Attribute::text("server.address", server.ip().to_string()));
-    }
-    if !has(attributes, "server.port") {
-        attributes.push(Attribute::number("server.port", server.port()));
-    }
-    if kind == Kind::Server {
-        attributes.push(Attribute::text("client.address", peer.ip().to_string()));
-        attributes.push(Attribute::number("client.port", peer.port()));
-    }
-    attributes.push(Attribute::text("network.transport", "tcp"));
-    attributes.push(Attribute::text("network.local.address", local.ip().to_string()));
-    attributes.push(Attribute::number("network.local.port", local.port()));
-    attributes.push(Attribute::text("network.peer.address", peer.ip().to_string()));
-    attributes.push(Attribute::number("network.peer.port", peer.port()));
 }

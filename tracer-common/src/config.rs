@@ -27,7 +27,7 @@ pub type File = [u64; 2];
 pub const CGROUP_LEVELS: u32 = 24;
 
 /// Payload sizes of the ring buffer's records: the smallest that fits is reserved.
-pub const PAYLOAD_CLASSES: [usize; 4] = [128, 512, 4096, 16384];
+pub const PAYLOAD_CLASSES: [usize; 5] = [128, 512, 1024, 4096, 16384];
 /// Largest payload of one record.
 pub const PAYLOAD_MAX: usize = 16384;
 /// Records that one call may fill with payload; what is beyond is counted as not copied.

@@ -58,8 +58,8 @@ pub const AF_UNIX: u16 = 1;
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
 
-/// Where positions of Unix sockets start: nothing tells how much had moved before the first call that
-/// is seen, so none of them starts at a connection's first byte.
+/// Where positions of Unix sockets start: nothing in the kernel tells how much had moved before the first
+/// call that is seen.
 pub const COUNTED_START: u64 = 1 << 32;
 
 /// Value of the kernel's connection map, by socket cookie.

@@ -97,10 +97,14 @@ pub struct OpenedUnix {
     pub network_namespace: u32,
     /// [`crate::connection::Role`]
     pub role: u8,
-    pub padding: [u8; 3],
+    /// 1 if nothing had moved before: the agent fills it in, from what it knows of older sockets.
+    pub fresh: u8,
+    pub padding: [u8; 2],
     /// `sun_path` of the side that was connected to, up to its end; a name without a file starts with 0.
     pub path_length: u32,
-    pub path: [u8; 108],
+    pub padding_path: u32,
+    /// 108 bytes, and 4 that are zero.
+    pub path: [u8; 112],
 }
 
 /// Why bytes that moved were not copied (`Data::omitted`).
@@ -298,5 +302,5 @@ const _: () = assert!(size_of::<Data>() == 72);
 const _: () = assert!(size_of::<Ended>() == 64);
 const _: () = assert!(size_of::<Closed>() == 56);
 const _: () = assert!(size_of::<Shut>() == 64);
-const _: () = assert!(size_of::<OpenedUnix>() == 160);
+const _: () = assert!(size_of::<OpenedUnix>() == 168);
 const _: () = assert!(size_of::<Before>() == 40);

@@ -21,7 +21,7 @@ use tracer_common::{
 use crate::{
     maps::{self, RECORDS, SCRATCH_SIZE, count},
     memory::{bounded, copy_user, read_user},
-    syscall::{Buffer, Shape},
+    syscall::{Buffer, shape},
 };
 
 /// The most that is put together from pieces: header, any offset and any length stay in the scratch.
@@ -60,38 +60,53 @@ pub(crate) fn fixed<T>(fill: impl FnOnce(&mut T)) -> bool {
     true
 }
 
+/// What is copied of a call: its start and its end, where heads and framing are. What is left out is in
+/// the middle.
+#[derive(Clone, Copy)]
+struct Share {
+    start: u32,
+    end: u32,
+    reason: u8,
+}
+
+impl Share {
+    #[inline(always)]
+    fn of(total: u32) -> Self {
+        if total > 2 * CROWDED_MOST && crowded() {
+            Self { start: CROWDED_MOST, end: CROWDED_MOST, reason: omitted::CROWDED }
+        } else {
+            Self {
+                start: (RECORDS_PER_CALL - TAIL_RECORDS) * GATHER_MAX,
+                end: TAIL_RECORDS * GATHER_MAX,
+                reason: omitted::OVER_BUDGET,
+            }
+        }
+    }
+}
+
 /// A call that moved bytes, told in one record or several. `first` has all but what differs between
 /// them; `total` is what the call moved.
 #[inline(always)]
 pub(crate) fn data(first: &Data, buffer: Buffer, total: u32) {
-    if buffer.shape == Shape::None {
-        return gap(first, 0, total, buffer.omitted);
-    }
-    // With little room left the starts of calls matter more than the rest of them.
-    let told = if total > CROWDED_MOST && crowded() { CROWDED_MOST } else { total };
-    if buffer.shape == Shape::Flat {
-        flat(first, buffer.address, told);
-    } else {
-        pieces(first, buffer.address, buffer.count, told);
-    }
-    if told < total {
-        gap(first, told, total - told, omitted::CROWDED);
+    let Some(buffer) = maps::forget_origin(first.direction as u32 & 1, buffer) else { return };
+    match buffer.shape {
+        shape::FLAT => flat(first, buffer.address, total),
+        shape::PIECES => pieces(first, buffer.address, buffer.count, total),
+        _ => gap(first, 0, total, buffer.omitted as u8),
     }
 }
-
-/// What one call may fill before its end, and where its end starts.
-const START_RECORDS: u32 = RECORDS_PER_CALL - TAIL_RECORDS;
 
 /// One record, or for a large call a loop of the kernel's over several.
 #[inline(always)]
 fn flat(first: &Data, address: u64, total: u32) {
-    if total <= PAYLOAD_MAX as u32 {
-        return part(first, 0, total, address);
+    let share = Share::of(total);
+    if total <= PAYLOAD_MAX as u32 && total <= share.start {
+        return part(first, total, address);
     }
-    let mut parts = Parts { first: *first, address, total, done: 0 };
+    let mut parts = Parts { first: *first, address, total, done: 0, share };
     // SAFETY: the callback takes (index, argument) as the helper asks.
     unsafe {
-        bpf_loop(RECORDS_PER_CALL + 1, next_part as *const () as *mut _, (&raw mut parts).cast(), 0);
+        bpf_loop(2 * RECORDS_PER_CALL, next_part as *const () as *mut _, (&raw mut parts).cast(), 0);
     }
 }
 
@@ -101,39 +116,46 @@ struct Parts {
     address: u64,
     total: u32,
     done: u32,
+    share: Share,
 }
 
 /// Returns 1 to end the loop.
-unsafe extern "C" fn next_part(index: u32, argument: *mut Parts) -> i64 {
+unsafe extern "C" fn next_part(_: u32, argument: *mut Parts) -> i64 {
     // SAFETY: the argument that `flat` gave to the loop.
     let parts = unsafe { &mut *argument };
     if parts.done >= parts.total {
         return 1;
     }
     let left = parts.total - parts.done;
-    let tail = TAIL_RECORDS * PAYLOAD_MAX as u32;
-    if index == START_RECORDS && left > tail {
-        gap(&parts.first, parts.done, left - tail, omitted::OVER_BUDGET);
-        parts.done += left - tail;
+    if parts.done == parts.share.start && left > parts.share.end {
+        let length = left - parts.share.end;
+        gap(&parts.first, parts.done, length, parts.share.reason);
+        parts.done += length;
         return 0;
     }
-    let length = if left > PAYLOAD_MAX as u32 { PAYLOAD_MAX as u32 } else { left };
-    part(&parts.first, parts.done, length, parts.address + parts.done as u64);
+    let mut length = if left > PAYLOAD_MAX as u32 { PAYLOAD_MAX as u32 } else { left };
+    if parts.done < parts.share.start && length > parts.share.start - parts.done {
+        length = parts.share.start - parts.done;
+    }
+    // What is left over goes into the largest class too: one is less for the verifier to look at.
+    copied::<PAYLOAD_MAX>(&parts.first, parts.done, length, parts.address + parts.done as u64);
     parts.done += length;
     0
 }
 
 /// In the smallest class that fits.
 #[inline(always)]
-fn part(first: &Data, done: u32, length: u32, from: u64) {
+fn part(first: &Data, length: u32, from: u64) {
     if length <= PAYLOAD_CLASSES[0] as u32 {
-        copied::<{ PAYLOAD_CLASSES[0] }>(first, done, length, from);
+        copied::<{ PAYLOAD_CLASSES[0] }>(first, 0, length, from);
     } else if length <= PAYLOAD_CLASSES[1] as u32 {
-        copied::<{ PAYLOAD_CLASSES[1] }>(first, done, length, from);
+        copied::<{ PAYLOAD_CLASSES[1] }>(first, 0, length, from);
     } else if length <= PAYLOAD_CLASSES[2] as u32 {
-        copied::<{ PAYLOAD_CLASSES[2] }>(first, done, length, from);
+        copied::<{ PAYLOAD_CLASSES[2] }>(first, 0, length, from);
+    } else if length <= PAYLOAD_CLASSES[3] as u32 {
+        copied::<{ PAYLOAD_CLASSES[3] }>(first, 0, length, from);
     } else {
-        copied::<{ PAYLOAD_CLASSES[3] }>(first, done, length, from);
+        copied::<{ PAYLOAD_CLASSES[4] }>(first, 0, length, from);
     }
 }
 
@@ -182,12 +204,13 @@ fn pieces(first: &Data, address: u64, count: u64, total: u32) {
     let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
     // SAFETY: the scratch is larger than the fields, and aligned to 8.
     write(unsafe { &mut *scratch.cast::<Data>() }, first, 0, 0);
-    walk.start(address, count, total);
+    let share = Share::of(total);
+    walk.start(address, count, total, share.start, share.end);
     let mut argument = direction;
     // SAFETY: the callback takes (index, argument) as the helper asks.
     unsafe {
         bpf_loop(
-            IOVECS_PER_CALL + RECORDS_PER_CALL + 1,
+            IOVECS_PER_CALL + 2 * RECORDS_PER_CALL,
             piece as *const () as *mut _,
             (&raw mut argument).cast(),
             0,
@@ -195,10 +218,10 @@ fn pieces(first: &Data, address: u64, count: u64, total: u32) {
     }
     let Some(walk) = maps::walk(direction) else { return };
     flush(direction);
-    if walk.left > 0 {
+    // What is still to be passed over was told.
+    let left = walk.left.wrapping_sub(walk.skip);
+    if left > 0 {
         let reason = if walk.fault != 0 { omitted::FAULT } else { omitted::IOVECS };
-        // What is still to be passed over was told.
-        let left = walk.left.wrapping_sub(walk.skip);
         gap(first, total.wrapping_sub(left), left, reason);
     }
 }
@@ -215,7 +238,7 @@ unsafe extern "C" fn piece(_: u32, argument: *mut u32) -> i64 {
     // SAFETY: the argument that `pieces` gave to the loop.
     let direction = unsafe { *argument } & 1;
     let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return 1 };
-    if walk.index >= walk.count || walk.left == 0 || walk.records >= RECORDS_PER_CALL {
+    if walk.index >= walk.count || walk.left == 0 {
         return 1;
     }
     let Some(piece) = read_user::<Piece>(walk.pieces + walk.index * size_of::<Piece>() as u64) else {
@@ -233,6 +256,9 @@ unsafe extern "C" fn piece(_: u32, argument: *mut u32) -> i64 {
         }
         walk.skip -= length as u32;
         return walk.pass(length, piece.length);
+    }
+    if walk.until_skip > 0 && length > walk.until_skip as u64 {
+        length = walk.until_skip as u64;
     }
     if length > (GATHER_MAX - filled) as u64 {
         length = (GATHER_MAX - filled) as u64;
@@ -252,7 +278,12 @@ unsafe extern "C" fn piece(_: u32, argument: *mut u32) -> i64 {
     walk.pass(length as u64, piece.length);
     if walk.filled >= GATHER_MAX {
         flush(direction);
-        skip_to_end(direction);
+    }
+    if walk.until_skip > 0 {
+        walk.until_skip = walk.until_skip.wrapping_sub(length);
+        if walk.until_skip == 0 {
+            skip_to_end(direction);
+        }
     }
     0
 }
@@ -260,16 +291,18 @@ unsafe extern "C" fn piece(_: u32, argument: *mut u32) -> i64 {
 /// When only the end of a call may still be copied, what lies before it is passed over.
 #[inline(always)]
 fn skip_to_end(direction: u32) {
+    flush(direction);
     let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
-    const TAIL: u32 = TAIL_RECORDS * GATHER_MAX;
-    if walk.skipped != 0 || walk.records < START_RECORDS || walk.left <= TAIL {
+    if walk.left <= walk.end {
         return;
     }
-    walk.skipped = 1;
-    walk.skip = walk.left - TAIL;
+    walk.skip = walk.left - walk.end;
+    let reason = if walk.end == CROWDED_MOST { omitted::CROWDED } else { omitted::OVER_BUDGET };
     // SAFETY: the scratch is larger than the fields, and aligned to 8.
     let record = unsafe { &mut *scratch.cast::<Data>() };
-    gap(record, 0, walk.skip, omitted::OVER_BUDGET);
+    record.header.size = size_of::<Data>() as u32;
+    record.captured = 0;
+    gap(record, 0, walk.skip, reason);
     record.position += walk.skip as u64;
 }
 
@@ -296,7 +329,6 @@ fn flush(direction: u32) {
     }
     record.position += filled as u64;
     walk.filled = 0;
-    walk.records += 1;
 }
 
 /// Bytes that no record tells of.

@@ -1,5 +1,6 @@
 //! What is shared with the agent.
 
+use crate::syscall::Buffer;
 use aya_ebpf::{
     macros::map,
     maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
@@ -58,6 +59,12 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
 #[map]
 static WALKS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(2, 0);
 
+/// Where the bytes of the current call are, by direction. The many ways to find that out meet here: what
+/// is read back from a map is the same to the verifier, whatever was written, so it follows what comes
+/// after once and not once for each way.
+#[map]
+static BUFFERS: PerCpuArray<Buffer> = PerCpuArray::with_max_entries(2, 0);
+
 pub(crate) const SCRATCH_SIZE: usize = 32768;
 
 #[repr(C, align(8))]
@@ -82,16 +89,17 @@ pub(crate) struct Walk {
     pub(crate) inside: u64,
     pub(crate) left: u32,
     pub(crate) filled: u32,
-    pub(crate) records: u32,
     pub(crate) fault: u32,
-    /// Bytes that are passed over next, and whether some were.
+    /// Bytes that are copied before some are passed over; those that are then; and those at the end that
+    /// are copied again.
+    pub(crate) until_skip: u32,
     pub(crate) skip: u32,
-    pub(crate) skipped: u32,
+    pub(crate) end: u32,
 }
 
 impl Walk {
     #[inline(always)]
-    pub(crate) fn start(&mut self, pieces: u64, count: u64, total: u32) {
+    pub(crate) fn start(&mut self, pieces: u64, count: u64, total: u32, until_skip: u32, end: u32) {
         // SAFETY: references are valid to write. Volatile, since LLVM would make a call of memset of
         // neighbouring zeros, which goes byte by byte here.
         unsafe {
@@ -101,10 +109,10 @@ impl Walk {
             core::ptr::write_volatile(&mut self.inside, 0);
             core::ptr::write_volatile(&mut self.left, total);
             core::ptr::write_volatile(&mut self.filled, 0);
-            core::ptr::write_volatile(&mut self.records, 0);
             core::ptr::write_volatile(&mut self.fault, 0);
+            core::ptr::write_volatile(&mut self.until_skip, until_skip);
             core::ptr::write_volatile(&mut self.skip, 0);
-            core::ptr::write_volatile(&mut self.skipped, 0);
+            core::ptr::write_volatile(&mut self.end, end);
         }
     }
 }
@@ -139,6 +147,18 @@ pub(crate) fn woken() -> Option<*mut u64> {
 #[inline(always)]
 pub(crate) fn scratch(direction: u32) -> Option<*mut u8> {
     SCRATCH.get_ptr_mut(direction).map(|scratch| scratch.cast())
+}
+
+/// Puts a buffer down and takes it up again.
+#[inline(always)]
+pub(crate) fn forget_origin(direction: u32, buffer: Buffer) -> Option<Buffer> {
+    let place = BUFFERS.get_ptr_mut(direction)?;
+    // SAFETY: an element of a per-CPU array that only the program of this direction uses. Volatile, since
+    // the point is that it happens.
+    unsafe {
+        core::ptr::write_volatile(place, buffer);
+        Some(core::ptr::read_volatile(place))
+    }
 }
 
 #[inline(always)]

@@ -291,18 +291,27 @@ fn cookie(socket: Typed) -> u64 {
 
 /// What is kept of a connection that the agent was told of.
 #[inline(always)]
-fn connection(socket: Typed, tcp: Option<&Tcp>, cookie: u64) -> Option<&'static mut ConnectionState> {
-    if let Some(state) = kept(cookie)
-        && state.announced != 0
-        && (state.role != Role::Unknown as u32 || tcp.is_none())
-    {
-        return Some(state);
-    }
+fn connection(
+    socket: Typed,
+    tcp: Option<&Tcp>,
+    cookie: u64,
+) -> Option<&'static mut ConnectionState> {
+    let state = match kept(cookie) {
+        Some(state) => state,
+        None => {
+            let _ = CONNECTIONS.insert(&cookie, &ConnectionState::default(), 0);
+            kept(cookie)?
+        }
+    };
+    // Fields are written where they are: values on the stack would be ways for the verifier to follow.
     match tcp {
-        Some(tcp) => announce(socket, tcp, cookie),
-        None => announce_unix(socket, cookie),
+        Some(tcp) if state.announced == 0 || state.role == Role::Unknown as u32 => {
+            announce(socket, tcp, cookie, state);
+        }
+        None if state.announced == 0 => announce_unix(socket, cookie, state),
+        _ => {}
     }
-    kept(cookie)
+    Some(state)
 }
 
 #[inline(always)]
@@ -314,13 +323,11 @@ fn kept(cookie: u64) -> Option<&'static mut ConnectionState> {
 
 /// Tells the agent of a connection.
 #[inline(always)]
-fn announce(socket: Typed, tcp: &Tcp, cookie: u64) {
-    let known = kept(cookie).map(|state| *state).unwrap_or_default();
-    let state: u8 = socket.load(offset!(SOCK_STATE));
-    let role = match known.role {
-        0 => tcp.role(state) as u32,
-        role => role,
-    };
+fn announce(socket: Typed, tcp: &Tcp, cookie: u64, state: &mut ConnectionState) {
+    if state.role == Role::Unknown as u32 {
+        state.role = tcp.role(socket.load(offset!(SOCK_STATE))) as u32;
+    }
+    let role = state.role;
     let positions = tcp.positions(role == Role::Client as u32);
     let family: u16 = socket.load(offset!(SOCK_FAMILY));
     let net: u64 = socket.copy(offset!(SOCK_NET));
@@ -350,24 +357,24 @@ fn announce(socket: Typed, tcp: &Tcp, cookie: u64) {
             record.peer_address[..4].copy_from_slice(&peer);
         }
     });
-    let state = ConnectionState { announced: told as u32, role, ..known };
-    let _ = CONNECTIONS.insert(&cookie, &state, 0);
+    state.announced = told as u32;
 }
 
 /// The same of a Unix socket. The side that was connected to has a name, the other seldom has.
 #[inline(always)]
-fn announce_unix(socket: Typed, cookie: u64) {
-    let mut state = kept(cookie).map(|state| *state).unwrap_or_default();
-    if state.positions == [0; 2] {
-        state.positions = [COUNTED_START; 2];
+fn announce_unix(socket: Typed, cookie: u64, state: &mut ConnectionState) {
+    if state.positions[0] == 0 {
+        state.positions[0] = COUNTED_START;
+        state.positions[1] = COUNTED_START;
     }
     let own: u64 = read_kernel(socket.0, offset!(UNIX_ADDR));
+    // At the null page there is nothing to read: without a peer this is 0 as well.
     let peer: u64 = read_kernel(socket.0, offset!(UNIX_PEER));
-    let peers: u64 = if peer == 0 { 0 } else { read_kernel(peer, offset!(UNIX_ADDR)) };
-    let role = match (own != 0, peers != 0) {
-        (true, false) => Role::Server,
-        (false, true) => Role::Client,
-        _ => Role::Unknown,
+    let peers: u64 = read_kernel(peer, offset!(UNIX_ADDR));
+    state.role = match (own != 0, peers != 0) {
+        (true, false) => Role::Server as u32,
+        (false, true) => Role::Client as u32,
+        _ => Role::Unknown as u32,
     };
     let name = if own != 0 { own } else { peers };
     let file: u64 = socket.follow(offset!(SOCK_SOCKET)).load(offset!(SOCKET_FILE));
@@ -378,21 +385,20 @@ fn announce_unix(socket: Typed, cookie: u64) {
         record.cookie = cookie;
         record.inode = read_kernel(inode, offset!(INODE_NUMBER));
         record.network_namespace = read_kernel(net, offset!(NET_INUM));
-        record.role = role as u8;
-        record.padding = [0; 3];
-        record.path = [0; 108];
-        let length: u32 = if name == 0 { 0 } else { read_kernel(name, offset!(UNIX_ADDRESS_LENGTH)) };
-        record.path_length = if length > SUN_PATH as u32 { length - SUN_PATH as u32 } else { 0 };
-        if record.path_length > 0 {
-            let path = name + offset!(UNIX_ADDRESS_NAME) as u64 + SUN_PATH as u64;
-            copy_kernel(path, record.path_length, &mut record.path);
-        }
+        record.role = state.role as u8;
+        record.fresh = 0;
+        record.padding = [0; 2];
+        record.padding_path = 0;
+        record.path = [0; 112];
+        let length: u32 = read_kernel(name, offset!(UNIX_ADDRESS_LENGTH));
+        record.path_length = length.saturating_sub(SUN_PATH as u32);
+        let path = name + offset!(UNIX_ADDRESS_NAME) as u64 + SUN_PATH as u64;
+        copy_kernel(path, record.path_length, &mut record.path);
     });
     state.announced = told as u32;
-    state.role = role as u32;
-    let _ = CONNECTIONS.insert(&cookie, &state, 0);
 }
 
+#[derive(Clone, Copy)]
 struct Tcp(Typed);
 
 struct Positions {

@@ -59,38 +59,39 @@ pub(crate) struct Call {
 
 /// Where the bytes are in the memory of the process. Plain fields that are always set: the verifier
 /// refuses a program that moves the unused part of an enum.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Buffer {
-    pub(crate) shape: Shape,
     /// Of the bytes, or of the pieces.
     pub(crate) address: u64,
     /// How many pieces.
     pub(crate) count: u64,
+    /// One of [`shape`].
+    pub(crate) shape: u32,
     /// Why there are none; one of `tracer_common::record::omitted`.
-    pub(crate) omitted: u8,
+    pub(crate) omitted: u32,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Shape {
-    Flat,
-    Pieces,
-    None,
+pub(crate) mod shape {
+    pub(crate) const NONE: u32 = 0;
+    pub(crate) const FLAT: u32 = 1;
+    pub(crate) const PIECES: u32 = 2;
 }
 
 impl Buffer {
     #[inline(always)]
     pub(crate) fn none(omitted: u8) -> Self {
-        Self { shape: Shape::None, address: 0, count: 0, omitted }
+        Self { shape: shape::NONE, address: 0, count: 0, omitted: omitted as u32 }
     }
 
     #[inline(always)]
     fn flat(address: u64) -> Self {
-        Self { shape: Shape::Flat, address, count: 0, omitted: omitted::NOTHING }
+        Self { shape: shape::FLAT, address, count: 0, omitted: omitted::NOTHING as u32 }
     }
 
     #[inline(always)]
     fn pieces(address: u64, count: u64) -> Self {
-        Self { shape: Shape::Pieces, address, count, omitted: omitted::NOTHING }
+        Self { shape: shape::PIECES, address, count, omitted: omitted::NOTHING as u32 }
     }
 }
 
@@ -121,7 +122,7 @@ pub(crate) fn current(moved: u32) -> Call {
         number::SENDMMSG => match next_message(second, third as u32, false) {
             Some(address) => {
                 let buffer = message(address);
-                if buffer.shape == Shape::Pieces && is_short(buffer, moved) {
+                if buffer.shape == shape::PIECES && is_short(buffer, moved) {
                     // With a message that was not sent whole the call ends.
                     forget_messages();
                 }

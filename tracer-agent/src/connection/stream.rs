@@ -326,6 +326,9 @@ pub struct Marks<'a> {
 impl<'a> Marks<'a> {
     /// The mark of the byte at `position`.
     pub fn at(&self, position: u64) -> Option<&'a Mark> {
+        if let Some(first) = self.marks.front().filter(|first| position < first.end) {
+            return Some(first);
+        }
         self.marks.get(self.marks.partition_point(|mark| mark.end <= position))
     }
 
@@ -336,8 +339,11 @@ impl<'a> Marks<'a> {
 
     /// Whether a record starts at `position`.
     pub fn starts_at(&self, position: u64) -> bool {
+        if position == self.boundary {
+            return true;
+        }
         let after = self.marks.partition_point(|mark| mark.end < position);
-        position == self.boundary || self.marks.get(after).is_some_and(|mark| mark.end == position)
+        self.marks.get(after).is_some_and(|mark| mark.end == position)
     }
 
     /// The first position after `position` where a record starts or will start.

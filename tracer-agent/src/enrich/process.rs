@@ -137,7 +137,7 @@ impl Process {
         attributes.push(Attribute::text("telemetry.sdk.name", "tracer"));
         attributes.push(Attribute::text("telemetry.sdk.language", "rust"));
         attributes.push(Attribute::text("telemetry.sdk.version", env!("CARGO_PKG_VERSION")));
-        Resource { process: id, service: service.to_owned(), attributes }
+        Resource { process: id, service: service.into(), attributes }
     }
 }
 

@@ -82,7 +82,7 @@ impl Serialize for Flat<'_> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
         for attribute in self.0 {
             match &attribute.value {
-                Value::Text(text) => map.serialize_entry(attribute.key, text)?,
+                Value::Text(text) => map.serialize_entry(attribute.key, text.as_str())?,
                 Value::Number(number) => map.serialize_entry(attribute.key, number)?,
                 Value::Flag(flag) => map.serialize_entry(attribute.key, flag)?,
             }

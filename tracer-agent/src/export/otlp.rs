@@ -1,105 +1,310 @@
-//! Spans as OTLP: one `ResourceSpans` a process.
+//! Spans as OTLP (opentelemetry/proto/collector/trace/v1/trace_service.proto), encoded one by one as they
+//! come: nothing is kept of a span but its bytes. One `ResourceSpans` a process.
 
 use std::sync::Arc;
 
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::ExportTraceServiceRequest,
-    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
-    resource::v1::Resource as WireResource,
-    trace::v1::{ResourceSpans, ScopeSpans, Span as WireSpan, Status as WireStatus, span, status},
-};
+use bytes::Bytes;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use crate::{
     enrich::Resource,
-    protocol::{Attribute, Value},
-    span::{Kind, Moment, Span, Status},
+    protocol::{Attribute, Kind, Value},
+    span::{Moment, Span, Status},
 };
 
 /// The version of the semantic conventions that the names are from.
 const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
 
-pub fn request(spans: &[Span]) -> ExportTraceServiceRequest {
-    let mut groups: Vec<(Arc<Resource>, Vec<WireSpan>)> = Vec::new();
-    for span in spans {
-        let group = groups
-            .iter_mut()
-            .find(|(resource, _)| Arc::ptr_eq(resource, &span.resource) || **resource == *span.resource);
-        match group {
-            Some((_, spans)) => spans.push(wire(span)),
-            None => groups.push((span.resource.clone(), vec![wire(span)])),
+/// Numbers of fields, by message.
+mod field {
+    pub(super) const REQUEST_RESOURCE_SPANS: u32 = 1;
+    pub(super) const RESOURCE_SPANS_RESOURCE: u32 = 1;
+    pub(super) const RESOURCE_SPANS_SCOPE_SPANS: u32 = 2;
+    pub(super) const RESOURCE_SPANS_SCHEMA_URL: u32 = 3;
+    pub(super) const RESOURCE_ATTRIBUTES: u32 = 1;
+    pub(super) const SCOPE_SPANS_SCOPE: u32 = 1;
+    pub(super) const SCOPE_SPANS_SPANS: u32 = 2;
+    pub(super) const SCOPE_SPANS_SCHEMA_URL: u32 = 3;
+    pub(super) const SCOPE_NAME: u32 = 1;
+    pub(super) const SCOPE_VERSION: u32 = 2;
+    pub(super) const SPAN_TRACE_ID: u32 = 1;
+    pub(super) const SPAN_ID: u32 = 2;
+    pub(super) const SPAN_PARENT_ID: u32 = 4;
+    pub(super) const SPAN_NAME: u32 = 5;
+    pub(super) const SPAN_KIND: u32 = 6;
+    pub(super) const SPAN_START: u32 = 7;
+    pub(super) const SPAN_END: u32 = 8;
+    pub(super) const SPAN_ATTRIBUTES: u32 = 9;
+    pub(super) const SPAN_EVENTS: u32 = 11;
+    pub(super) const SPAN_STATUS: u32 = 15;
+    pub(super) const SPAN_FLAGS: u32 = 16;
+    pub(super) const EVENT_TIME: u32 = 1;
+    pub(super) const EVENT_NAME: u32 = 2;
+    pub(super) const EVENT_ATTRIBUTES: u32 = 3;
+    pub(super) const STATUS_CODE: u32 = 3;
+    pub(super) const KEY: u32 = 1;
+    pub(super) const VALUE: u32 = 2;
+    pub(super) const VALUE_TEXT: u32 = 1;
+    pub(super) const VALUE_FLAG: u32 = 2;
+    pub(super) const VALUE_NUMBER: u32 = 3;
+}
+
+/// `SpanKind` and `StatusCode` of the protocol.
+const SERVER: u64 = 2;
+const CLIENT: u64 = 3;
+const ERROR: u64 = 2;
+
+/// Spans that will be sent together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    groups: Vec<(Arc<Resource>, Vec<u8>)>,
+    spans: usize,
+    /// Room for one span.
+    room: Vec<u8>,
+}
+
+/// An `ExportTraceServiceRequest`, and how many spans are in it.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    pub bytes: Bytes,
+    pub spans: usize,
+}
+
+impl Batch {
+    pub fn add(&mut self, span: &Span) {
+        self.room.clear();
+        encode_span(&mut self.room, span);
+        let same = |(resource, _): &(Arc<Resource>, _)| {
+            Arc::ptr_eq(resource, &span.resource) || **resource == *span.resource
+        };
+        let place = self.groups.iter().position(same).unwrap_or_else(|| {
+            self.groups.push((span.resource.clone(), Vec::new()));
+            self.groups.len() - 1
+        });
+        bytes(&mut self.groups[place].1, field::SCOPE_SPANS_SPANS, &self.room);
+        self.spans += 1;
+    }
+
+    pub fn spans(&self) -> usize {
+        self.spans
+    }
+
+    /// Bytes of memory that it holds, about.
+    pub fn held(&self) -> usize {
+        self.groups.iter().map(|(_, spans)| spans.len()).sum()
+    }
+
+    /// All of it; what follows is another batch.
+    pub fn take(&mut self) -> Encoded {
+        let mut out = Vec::with_capacity(self.held() + 1024 * self.groups.len());
+        for (resource, spans) in self.groups.drain(..) {
+            message(&mut out, field::REQUEST_RESOURCE_SPANS, |out| {
+                message(out, field::RESOURCE_SPANS_RESOURCE, |out| {
+                    for attribute in &resource.attributes {
+                        encode_attribute(out, field::RESOURCE_ATTRIBUTES, attribute);
+                    }
+                });
+                message(out, field::RESOURCE_SPANS_SCOPE_SPANS, |out| {
+                    message(out, field::SCOPE_SPANS_SCOPE, |out| {
+                        bytes(out, field::SCOPE_NAME, b"tracer");
+                        bytes(out, field::SCOPE_VERSION, env!("CARGO_PKG_VERSION").as_bytes());
+                    });
+                    out.extend_from_slice(&spans);
+                    bytes(out, field::SCOPE_SPANS_SCHEMA_URL, SCHEMA_URL.as_bytes());
+                });
+                bytes(out, field::RESOURCE_SPANS_SCHEMA_URL, SCHEMA_URL.as_bytes());
+            });
+        }
+        Encoded { bytes: out.into(), spans: std::mem::take(&mut self.spans) }
+    }
+}
+
+fn encode_span(out: &mut Vec<u8>, span: &Span) {
+    bytes(out, field::SPAN_TRACE_ID, &span.trace);
+    bytes(out, field::SPAN_ID, &span.id);
+    if let Some(parent) = &span.parent {
+        bytes(out, field::SPAN_PARENT_ID, parent);
+    }
+    bytes(out, field::SPAN_NAME, span.name.as_bytes());
+    let kind = match span.kind {
+        Kind::Server => SERVER,
+        Kind::Client => CLIENT,
+    };
+    number(out, field::SPAN_KIND, kind);
+    fixed64(out, field::SPAN_START, span.start);
+    fixed64(out, field::SPAN_END, span.end);
+    for attribute in &span.attributes {
+        encode_attribute(out, field::SPAN_ATTRIBUTES, attribute);
+    }
+    for event in &span.events {
+        message(out, field::SPAN_EVENTS, |out| encode_event(out, event));
+    }
+    // A message is there even where all its fields have their default.
+    message(out, field::SPAN_STATUS, |out| {
+        if span.status == Status::Error {
+            number(out, field::STATUS_CODE, ERROR);
+        }
+    });
+    encode_key(field::SPAN_FLAGS, WireType::ThirtyTwoBit, out);
+    out.extend_from_slice(&u32::from(span.trace_flags).to_le_bytes());
+}
+
+fn encode_event(out: &mut Vec<u8>, event: &Moment) {
+    fixed64(out, field::EVENT_TIME, event.time);
+    bytes(out, field::EVENT_NAME, event.name.as_bytes());
+    for attribute in &event.attributes {
+        encode_attribute(out, field::EVENT_ATTRIBUTES, attribute);
+    }
+}
+
+/// A `KeyValue` with an `AnyValue`. Their lengths come first, and are known without a try.
+fn encode_attribute(out: &mut Vec<u8>, field: u32, attribute: &Attribute) {
+    // Each of these fields has a key of one byte.
+    let value = 1 + match &attribute.value {
+        Value::Text(text) => length_of(text.len()),
+        Value::Number(number) => encoded_len_varint(*number as u64),
+        Value::Flag(_) => 1,
+    };
+    encode_key(field, WireType::LengthDelimited, out);
+    encode_varint((1 + length_of(attribute.key.len()) + 1 + length_of(value)) as u64, out);
+    bytes(out, field::KEY, attribute.key.as_bytes());
+    encode_key(field::VALUE, WireType::LengthDelimited, out);
+    encode_varint(value as u64, out);
+    match &attribute.value {
+        Value::Text(text) => bytes(out, field::VALUE_TEXT, text.as_bytes()),
+        Value::Number(value) => number(out, field::VALUE_NUMBER, *value as u64),
+        Value::Flag(flag) => number(out, field::VALUE_FLAG, u64::from(*flag)),
+    }
+}
+
+/// Bytes with their length before them.
+fn length_of(bytes: usize) -> usize {
+    encoded_len_varint(bytes as u64) + bytes
+}
+
+fn bytes(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
+    encode_key(field, WireType::LengthDelimited, out);
+    encode_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
+}
+
+fn number(out: &mut Vec<u8>, field: u32, number: u64) {
+    encode_key(field, WireType::Varint, out);
+    encode_varint(number, out);
+}
+
+fn fixed64(out: &mut Vec<u8>, field: u32, number: u64) {
+    encode_key(field, WireType::SixtyFourBit, out);
+    out.extend_from_slice(&number.to_le_bytes());
+}
+
+/// A message whose length is known when it is written: then it is put before it.
+fn message(out: &mut Vec<u8>, field: u32, fill: impl FnOnce(&mut Vec<u8>)) {
+    encode_key(field, WireType::LengthDelimited, out);
+    let start = out.len();
+    fill(out);
+    let length = out.len() - start;
+    let room = encoded_len_varint(length as u64);
+    out.resize(out.len() + room, 0);
+    out.copy_within(start..start + length, start + room);
+    let mut place = &mut out[start..start + room];
+    encode_varint(length as u64, &mut place);
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::{
+        collector::trace::v1::ExportTraceServiceRequest, common::v1::any_value::Value as Wire,
+    };
+    use prost::Message;
+
+    use super::*;
+    use crate::{exchange::Outcome, protocol::Text, span::View};
+
+    fn span(id: u8, resource: &Arc<Resource>) -> Span {
+        Span {
+            trace: [id; 16],
+            id: [id; 8],
+            parent: (id > 1).then_some([9; 8]),
+            trace_flags: 1,
+            name: Text::new("GET"),
+            kind: if id > 1 { Kind::Client } else { Kind::Server },
+            start: 1_000_000_007,
+            end: u64::MAX,
+            status: if id > 1 { Status::Error } else { Status::Unset },
+            attributes: vec![
+                Attribute::text("long", "x".repeat(300)),
+                Attribute::number("negative", -1i64),
+                Attribute::number("zero", 0i64),
+                Attribute::flag("flag", true),
+                Attribute::text("empty", ""),
+            ],
+            events: vec![Moment {
+                name: "first",
+                time: 5,
+                attributes: [Attribute::number("n", 7i64)].into_iter().collect(),
+            }],
+            resource: resource.clone(),
+            view: View {
+                operation: Text::default(),
+                target: Text::default(),
+                status: None,
+                outcome: Outcome::Complete,
+                request_content: 0,
+                response_content: 0,
+                peer: None,
+                peer_port: None,
+                protocol: "http",
+                stream: None,
+            },
         }
     }
-    ExportTraceServiceRequest {
-        resource_spans: groups
-            .into_iter()
-            .map(|(resource, spans)| ResourceSpans {
-                resource: Some(WireResource {
-                    attributes: attributes(&resource.attributes),
-                    ..WireResource::default()
-                }),
-                scope_spans: vec![ScopeSpans {
-                    scope: Some(InstrumentationScope {
-                        name: "tracer".to_owned(),
-                        version: env!("CARGO_PKG_VERSION").to_owned(),
-                        ..InstrumentationScope::default()
-                    }),
-                    spans,
-                    schema_url: SCHEMA_URL.to_owned(),
-                }],
-                schema_url: SCHEMA_URL.to_owned(),
-            })
-            .collect(),
-    }
-}
 
-fn wire(span: &Span) -> WireSpan {
-    WireSpan {
-        trace_id: span.trace.to_vec(),
-        span_id: span.id.to_vec(),
-        parent_span_id: span.parent.map(|parent| parent.to_vec()).unwrap_or_default(),
-        flags: span.trace_flags.into(),
-        name: span.name.clone(),
-        kind: match span.kind {
-            Kind::Server => span::SpanKind::Server,
-            Kind::Client => span::SpanKind::Client,
-        } as i32,
-        start_time_unix_nano: span.start,
-        end_time_unix_nano: span.end,
-        attributes: attributes(&span.attributes),
-        events: span.events.iter().map(event).collect(),
-        status: Some(WireStatus {
-            code: match span.status {
-                Status::Unset => status::StatusCode::Unset,
-                Status::Error => status::StatusCode::Error,
-            } as i32,
-            ..WireStatus::default()
-        }),
-        ..WireSpan::default()
+    /// What was encoded here is what others read.
+    #[test]
+    fn others_read_what_was_written() {
+        let resource = |name: &'static str| {
+            let attributes = vec![Attribute::word("service.name", name)];
+            Arc::new(Resource { service: Text::new(name), attributes, ..Resource::default() })
+        };
+        let (one, two) = (resource("one"), resource("two"));
+        let mut batch = Batch::default();
+        for span in [span(1, &one), span(2, &two), span(3, &one)] {
+            batch.add(&span);
+        }
+        let encoded = batch.take();
+        assert_eq!((encoded.spans, batch.spans(), batch.held()), (3, 0, 0));
+        let read = ExportTraceServiceRequest::decode(encoded.bytes.clone()).expect("a request");
+        // The default encoding of what was read is the same bytes: nothing was written twice or strangely.
+        assert_eq!(read.encode_to_vec(), encoded.bytes.to_vec());
+        let groups: Vec<_> =
+            read.resource_spans.iter().map(|group| group.scope_spans[0].spans.len()).collect();
+        assert_eq!(groups, [2, 1]);
+        let named = &read.resource_spans[1].resource.as_ref().expect("a resource").attributes[0];
+        assert_eq!(named.key, "service.name");
+        let first = &read.resource_spans[0].scope_spans[0].spans[0];
+        assert_eq!((first.trace_id.clone(), first.span_id.clone()), (vec![1; 16], vec![1; 8]));
+        assert_eq!(
+            (first.kind, first.start_time_unix_nano, first.end_time_unix_nano),
+            (2, 1_000_000_007, u64::MAX)
+        );
+        assert!(first.parent_span_id.is_empty() && first.flags == 1);
+        let values: Vec<Wire> = first
+            .attributes
+            .iter()
+            .map(|attribute| attribute.value.clone().and_then(|value| value.value).expect("a value"))
+            .collect();
+        let expected = [
+            Wire::StringValue("x".repeat(300)),
+            Wire::IntValue(-1),
+            Wire::IntValue(0),
+            Wire::BoolValue(true),
+            Wire::StringValue(String::new()),
+        ];
+        assert_eq!(values, expected);
+        assert_eq!((first.events[0].name.as_str(), first.events[0].attributes.len()), ("first", 1));
+        let second = &read.resource_spans[1].scope_spans[0].spans[0];
+        assert_eq!((second.kind, second.parent_span_id.clone()), (3, vec![9; 8]));
+        assert_eq!(second.status.as_ref().map(|status| status.code), Some(2));
     }
-}
-
-fn event(moment: &Moment) -> span::Event {
-    span::Event {
-        time_unix_nano: moment.time,
-        name: moment.name.to_owned(),
-        attributes: attributes(&moment.attributes),
-        dropped_attributes_count: 0,
-    }
-}
-
-fn attributes(attributes: &[Attribute]) -> Vec<KeyValue> {
-    attributes
-        .iter()
-        .map(|attribute| KeyValue {
-            key: attribute.key.to_owned(),
-            value: Some(AnyValue {
-                value: Some(match &attribute.value {
-                    Value::Text(text) => any_value::Value::StringValue(text.clone()),
-                    Value::Number(number) => any_value::Value::IntValue(*number),
-                    Value::Flag(flag) => any_value::Value::BoolValue(*flag),
-                }),
-            }),
-            ..KeyValue::default()
-        })
-        .collect()
 }

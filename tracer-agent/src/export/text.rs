@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use crate::{
     exchange::Outcome,
     pipeline::OpenExchange,
-    span::{Kind, Span, Status},
+    protocol::Kind,
+    span::{Span, Status},
 };
 
 const DIM: Style = Style::new().dimmed();

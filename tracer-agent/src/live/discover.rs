@@ -62,15 +62,7 @@ impl Seen {
 
     /// State and local port of its TCP sockets.
     fn sockets(&self) -> Vec<(String, u16)> {
-        let Ok(files) = fs::read_dir(self.folder.join("fd")) else { return Vec::new() };
-        let inodes: BTreeSet<String> = files
-            .filter_map(|file| fs::read_link(file.ok()?.path()).ok())
-            .filter_map(|target| {
-                let target = target.as_os_str().as_bytes();
-                let inode = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
-                Some(String::from_utf8_lossy(inode).into_owned())
-            })
-            .collect();
+        let inodes: BTreeSet<String> = inodes(&self.folder).collect();
         if inodes.is_empty() {
             return Vec::new();
         }
@@ -91,6 +83,20 @@ impl Seen {
         }
         sockets
     }
+}
+
+/// The inodes of the sockets that a process holds.
+pub fn sockets(process: u32) -> impl Iterator<Item = u64> {
+    inodes(&Path::new("/proc").join(process.to_string())).filter_map(|inode| inode.parse().ok())
+}
+
+fn inodes(folder: &Path) -> impl Iterator<Item = String> + use<> {
+    let files = fs::read_dir(folder.join("fd")).into_iter().flatten();
+    files.filter_map(|file| fs::read_link(file.ok()?.path()).ok()).filter_map(|target| {
+        let target = target.as_os_str().as_bytes();
+        let inode = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+        Some(String::from_utf8_lossy(inode).into_owned())
+    })
 }
 
 /// The numbers of all processes.

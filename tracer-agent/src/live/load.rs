@@ -89,6 +89,9 @@ impl Probes {
                 .ok_or_else(|| anyhow!("the probes have no program {name}"))?
                 .try_into()?;
             program.load(name, &btf).map_err(|error| refused(explain(name, error)))?;
+            if let Ok(Some(count)) = program.info().map(|info| info.verified_instruction_count()) {
+                tracing::debug!("{name}: {count} instructions were verified");
+            }
             program.attach().with_context(|| format!("the probe {name} cannot be attached"))?;
         }
         Ok((Self { ebpf, selected, undecided, connections, counters, quiet }, records))

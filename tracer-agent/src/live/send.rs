@@ -11,21 +11,32 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse, trace_service_client::TraceServiceClient,
-};
+use bytes::{Buf, BufMut, Bytes};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
 use tokio::sync::mpsc;
-use tonic::{Code, transport::Channel};
+use tonic::{
+    Code, Request, Status,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::http::uri::PathAndQuery,
+    transport::Channel,
+};
 
-use crate::{export::otlp, span::Span};
+use crate::{
+    export::otlp::{Batch, Encoded},
+    span::Span,
+};
 
-/// Spans that wait; a span takes one or two KiB.
-const QUEUE: usize = 8192;
+/// Batches that wait.
+const QUEUE: usize = 16;
 
-/// A batch is sent when it has so many spans, or is so old.
+/// A batch is sent when it has so many spans or bytes, or is so old.
 const BATCH: usize = 512;
+const BATCH_BYTES: usize = 1 << 20;
 const BATCH_AGE: Duration = Duration::from_secs(1);
+
+const GRPC_METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -100,7 +111,10 @@ struct Counts {
 }
 
 pub struct Sender {
-    queue: Option<mpsc::Sender<Span>>,
+    batch: Batch,
+    /// When the first span of the batch came.
+    since: Option<Instant>,
+    queue: Option<mpsc::Sender<Encoded>>,
     thread: JoinHandle<()>,
     counts: Arc<Counts>,
     url: String,
@@ -108,7 +122,7 @@ pub struct Sender {
 
 impl Sender {
     pub fn start(endpoint: Endpoint) -> Result<Self> {
-        let (queue, spans) = mpsc::channel(QUEUE);
+        let (queue, batches) = mpsc::channel(QUEUE);
         let counts = Arc::new(Counts::default());
         let url = shown(&endpoint.url);
         let transport = Transport::new(&endpoint)?;
@@ -118,38 +132,75 @@ impl Sender {
             .spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 match runtime {
-                    Ok(runtime) => runtime.block_on(async { run(spans, transport.open(), &theirs).await }),
+                    Ok(runtime) => runtime.block_on(async { run(batches, transport.open(), &theirs).await }),
                     Err(error) => tracing::error!("nothing can be sent: {error}"),
                 }
             })
             .context("no thread can be started")?;
-        Ok(Self { queue: Some(queue), thread, counts, url })
+        Ok(Self { batch: Batch::default(), since: None, queue: Some(queue), thread, counts, url })
     }
 
-    pub fn send(&self, span: Span) {
-        let full = self.queue.as_ref().is_none_or(|queue| queue.try_send(span).is_err());
-        if full {
-            self.counts.dropped.fetch_add(1, Relaxed);
+    pub fn send(&mut self, span: &Span) {
+        if self.add(span) {
+            self.flush();
         }
     }
 
     /// As [`Self::send`], but waits for room.
-    pub fn send_waiting(&self, span: Span) {
-        let lost = self.queue.as_ref().is_none_or(|queue| queue.blocking_send(span).is_err());
-        if lost {
-            self.counts.dropped.fetch_add(1, Relaxed);
+    pub fn send_waiting(&mut self, span: &Span) {
+        if self.add(span) {
+            self.flush_waiting();
         }
+    }
+
+    /// Sends what has waited for long enough.
+    pub fn flush_due(&mut self) {
+        if self.since.is_some_and(|since| since.elapsed() >= BATCH_AGE) {
+            self.flush();
+        }
+    }
+
+    /// Returns whether the batch is full.
+    fn add(&mut self, span: &Span) -> bool {
+        self.since.get_or_insert_with(Instant::now);
+        self.batch.add(span);
+        self.batch.spans() >= BATCH || self.batch.held() >= BATCH_BYTES
+    }
+
+    fn flush(&mut self) {
+        let Some(encoded) = self.take() else { return };
+        let spans = encoded.spans as u64;
+        if self.queue.as_ref().is_none_or(|queue| queue.try_send(encoded).is_err()) {
+            self.counts.dropped.fetch_add(spans, Relaxed);
+        }
+    }
+
+    fn flush_waiting(&mut self) {
+        let Some(encoded) = self.take() else { return };
+        let spans = encoded.spans as u64;
+        if self.queue.as_ref().is_none_or(|queue| queue.blocking_send(encoded).is_err()) {
+            self.counts.dropped.fetch_add(spans, Relaxed);
+        }
+    }
+
+    fn take(&mut self) -> Option<Encoded> {
+        self.since = None;
+        (self.batch.spans() > 0).then(|| self.batch.take())
     }
 
     /// Sends what is left, for at most as long. Returns a line that tells what became of the spans.
     pub fn finish(mut self, most: Duration) -> String {
+        self.flush();
         let queued = self.queue.take().map_or(0, |queue| queue.max_capacity() - queue.capacity());
         let until = Instant::now() + most;
         while !self.thread.is_finished() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let late =
-            if self.thread.is_finished() { String::new() } else { format!(", about {queued} not in time") };
+        let late = if self.thread.is_finished() {
+            String::new()
+        } else {
+            format!(", about {queued} batches not in time")
+        };
         let count = |count: &AtomicU64| count.load(Relaxed);
         format!(
             "otlp: {}: {} spans sent, {} dropped (queue full), {} failed, {} rejected{late}",
@@ -162,31 +213,19 @@ impl Sender {
     }
 }
 
-async fn run(mut spans: mpsc::Receiver<Span>, mut route: Route, counts: &Counts) {
-    let mut batch = Vec::with_capacity(BATCH);
-    loop {
-        let Some(first) = spans.recv().await else { return };
-        batch.push(first);
-        let due = tokio::time::Instant::now() + BATCH_AGE;
-        while batch.len() < BATCH {
-            match tokio::time::timeout_at(due, spans.recv()).await {
-                Ok(Some(span)) => batch.push(span),
-                Ok(None) | Err(_) => break,
-            }
-        }
-        deliver(&mut route, &batch, counts, &spans).await;
-        batch.clear();
+async fn run(mut batches: mpsc::Receiver<Encoded>, mut route: Route, counts: &Counts) {
+    while let Some(batch) = batches.recv().await {
+        deliver(&mut route, &batch, counts, &batches).await;
     }
 }
 
 /// Sends a batch, again and again while that makes sense and the queue is open.
-async fn deliver(route: &mut Route, batch: &[Span], counts: &Counts, spans: &mpsc::Receiver<Span>) {
-    let request = otlp::request(batch);
-    let amount = batch.len() as u64;
+async fn deliver(route: &mut Route, batch: &Encoded, counts: &Counts, queue: &mpsc::Receiver<Encoded>) {
+    let amount = batch.spans as u64;
     let mut pause = RETRY_FIRST;
     let until = Instant::now() + BATCH_MOST;
     loop {
-        let answer = tokio::time::timeout(REQUEST_TIMEOUT, route.export(&request)).await;
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, route.export(&batch.bytes)).await;
         match answer.unwrap_or_else(|_| Answer::Again("no answer in time".to_owned())) {
             Answer::Taken { rejected } => {
                 let rejected = (rejected.max(0) as u64).min(amount);
@@ -201,7 +240,7 @@ async fn deliver(route: &mut Route, batch: &[Span], counts: &Counts, spans: &mps
             }
             Answer::Again(reason) => {
                 tracing::debug!("the collector does not take spans now: {reason}");
-                if (spans.is_closed() && pause > RETRY_FIRST) || Instant::now() >= until {
+                if (queue.is_closed() && pause > RETRY_FIRST) || Instant::now() >= until {
                     counts.failed.fetch_add(amount, Relaxed);
                     return;
                 }
@@ -250,30 +289,36 @@ impl Transport {
     /// In the runtime that will send: connections are made with the first request.
     fn open(self) -> Route {
         match self {
-            Self::Grpc(endpoint) => Route::Grpc(TraceServiceClient::new(endpoint.connect_lazy())),
+            Self::Grpc(endpoint) => Route::Grpc(Grpc::new(endpoint.connect_lazy())),
             Self::Http { client, url } => Route::Http { client, url },
         }
     }
 }
 
 enum Route {
-    Grpc(TraceServiceClient<Channel>),
+    Grpc(Grpc<Channel>),
     Http { client: reqwest::Client, url: String },
 }
 
 impl Route {
-    async fn export(&mut self, request: &ExportTraceServiceRequest) -> Answer {
+    async fn export(&mut self, request: &Bytes) -> Answer {
         match self {
-            Self::Grpc(client) => match client.export(request.clone()).await {
-                Ok(response) => taken(response.into_inner()),
-                Err(status) if may_retry(status.code()) => Answer::Again(status.to_string()),
-                Err(status) => Answer::Refused(status.to_string()),
-            },
+            Self::Grpc(client) => {
+                if let Err(error) = client.ready().await {
+                    return Answer::Again(error.to_string());
+                }
+                let path = PathAndQuery::from_static(GRPC_METHOD);
+                match client.unary(Request::new(request.clone()), path, Ready).await {
+                    Ok(response) => taken(response.into_inner()),
+                    Err(status) if may_retry(status.code()) => Answer::Again(status.to_string()),
+                    Err(status) => Answer::Refused(status.to_string()),
+                }
+            }
             Self::Http { client, url } => {
                 let response = client
                     .post(url.as_str())
                     .header("content-type", "application/x-protobuf")
-                    .body(request.encode_to_vec())
+                    .body(request.clone())
                     .send()
                     .await;
                 let response = match response {
@@ -295,6 +340,46 @@ impl Route {
                 }
             }
         }
+    }
+}
+
+/// Requests that are encoded already.
+#[derive(Clone, Copy, Default)]
+struct Ready;
+
+impl Codec for Ready {
+    type Encode = Bytes;
+    type Decode = ExportTraceServiceResponse;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Ready {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, request: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        out.put(request);
+        Ok(())
+    }
+}
+
+impl Decoder for Ready {
+    type Item = ExportTraceServiceResponse;
+    type Error = Status;
+
+    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
+        let bytes = bytes.copy_to_bytes(bytes.remaining());
+        let response = ExportTraceServiceResponse::decode(bytes);
+        response.map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }
 

@@ -12,6 +12,7 @@ use aya::maps::{MapData, RingBuf};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use tracer_common::{config::selected, record::Process};
+use zerocopy::IntoBytes;
 
 use super::{
     clock, discover::Seen, facts, gate::User, load::Probes, print::Printer, select::Selection, send::Sender,
@@ -56,6 +57,8 @@ pub struct Session {
     pipeline: Pipeline,
     /// Processes that were chosen so far.
     pub chosen: u64,
+    /// A process has ended, or it is time to look again: to look takes the kernel through a large map.
+    may_be_deserted: bool,
     pub outputs: Outputs,
     /// Spans so far, and how many are wanted.
     pub spans: u64,
@@ -89,8 +92,9 @@ impl Session {
             probes,
             ring,
             selection,
-            sockets: UnixSockets::default(),
+            sockets: UnixSockets::start(),
             chosen: 0,
+            may_be_deserted: true,
             pipeline: Pipeline::new(limits),
             outputs,
             spans: 0,
@@ -153,6 +157,7 @@ impl Session {
                 self.handle(&fact)?;
             }
             self.chosen += 1;
+            self.sockets.handle_chosen(process);
         }
         self.probes.select(process, met)?;
         // It may have ended, or have become something else, before it was chosen: nobody would tell.
@@ -207,7 +212,10 @@ impl Session {
             std::thread::sleep(PAUSE_BUSY);
             return Ok(Turn::More);
         }
-        if !self.selection.may_match_later() && !self.probes.selects_any() {
+        if std::mem::take(&mut self.may_be_deserted)
+            && !self.selection.may_match_later()
+            && !self.probes.selects_any()
+        {
             return Ok(Turn::Deserted);
         }
         self.idle = (self.idle * 2).min(PAUSE_IDLE);
@@ -278,22 +286,30 @@ impl Session {
                 self.pipeline.handle_damage();
                 continue;
             };
-            if let Record::Undecided(asked) = record {
-                // None of a capture's business.
-                drop(item);
-                self.decide(&asked)?;
-                continue;
+            match record {
+                Record::Undecided(asked) => {
+                    // None of a capture's business.
+                    drop(item);
+                    self.decide(&asked)?;
+                    continue;
+                }
+                Record::OpenedUnix(mut opened) => {
+                    drop(item);
+                    opened.fresh = self.sockets.is_fresh(&opened) as u8;
+                    self.handle(opened.as_bytes())?;
+                    self.sockets.handle_opened(&opened);
+                    continue;
+                }
+                _ => {}
             }
             let bytes = &bytes[..size(bytes)];
             self.outputs.record(bytes);
             let chosen = chosen(&record, self.selection.required());
             self.chosen += chosen.is_some() as u64;
+            self.may_be_deserted |= matches!(record, Record::Process(Life::Exited, _));
             // A child is what its parent is, if that is known.
             let news = chosen.filter(|process| process.parent == 0 || !self.pipeline.knows(process.parent));
             self.pipeline.handle_record(&record);
-            if let Record::OpenedUnix(opened) = &record {
-                self.sockets.handle_opened(opened);
-            }
             drop(item);
             self.deliver();
             if let Some(process) = news {
@@ -332,6 +348,10 @@ impl Session {
             return Ok(());
         }
         self.last_tick = now;
+        self.may_be_deserted |= interval == TICK_IDLE;
+        if let Some(sender) = &mut self.outputs.sender {
+            sender.flush_due();
+        }
         if now.saturating_sub(self.last_clock) >= CLOCK {
             self.tell_clock(now)?;
         }
@@ -370,8 +390,8 @@ impl Outputs {
             self.filtered += 1;
             return false;
         }
-        if let Some(sender) = &self.sender {
-            sender.send(span.clone());
+        if let Some(sender) = &mut self.sender {
+            sender.send(&span);
         }
         self.printer.print(span);
         true
@@ -383,8 +403,8 @@ impl Outputs {
             self.filtered += 1;
             return;
         }
-        if let Some(sender) = &self.sender {
-            sender.send_waiting(span.clone());
+        if let Some(sender) = &mut self.sender {
+            sender.send_waiting(&span);
         }
         self.printer.print_waiting(span);
     }

@@ -5,13 +5,21 @@ use std::{
     fs,
 };
 
+use super::discover;
+
 use tracer_common::record::OpenedUnix;
 
 /// How often the table is looked at while there are sockets to look for.
 const INTERVAL: u64 = 500_000_000;
 
+/// Sockets that were there when their process was chosen: beyond so many the smallest inodes, which are
+/// the oldest, are forgotten.
+const OLD_MAX: usize = 1 << 16;
+
 #[derive(Default)]
 pub struct UnixSockets {
+    /// Inodes of sockets that may have moved something before.
+    old: BTreeSet<u64>,
     /// By cookie.
     open: BTreeMap<u64, Socket>,
     /// Gone, as far as the table tells; what they moved before may still be in the ring.
@@ -26,6 +34,24 @@ struct Socket {
 }
 
 impl UnixSockets {
+    /// What is there now may have been used before anybody looked.
+    pub fn start() -> Self {
+        Self { old: inodes(std::process::id()).unwrap_or_default(), ..Self::default() }
+    }
+
+    /// A process was chosen that had begun before.
+    pub fn handle_chosen(&mut self, process: u32) {
+        self.old.extend(discover::sockets(process));
+        while self.old.len() > OLD_MAX {
+            self.old.pop_first();
+        }
+    }
+
+    /// Whether the socket is one that nothing had moved on.
+    pub fn is_fresh(&self, opened: &OpenedUnix) -> bool {
+        !self.old.contains(&opened.inode)
+    }
+
     pub fn handle_opened(&mut self, opened: &OpenedUnix) {
         let socket =
             Socket { inode: opened.inode, namespace: opened.network_namespace, process: opened.header.pid };

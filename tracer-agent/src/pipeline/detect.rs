@@ -2,7 +2,7 @@
 
 use tracer_common::connection::Direction;
 
-use super::tracked::{Run, Speaking, Spoken, State, Tracked};
+use super::tracked::{Run, Speaking, Spoken, State, Tracked, kind};
 use crate::{
     connection::stream::{After, Missing},
     protocol::{self, PROTOCOLS, Session, Side, Verdict},
@@ -57,7 +57,7 @@ impl Tracked {
         let [stream, answer] =
             [requests, requests.other()].map(|direction| &self.connection.streams[direction.index()]);
         let (bytes, after) = stream.readable();
-        let fresh = [stream.front() == 0, answer.front() == 0];
+        let fresh = [requests, requests.other()].map(|direction| self.connection.is_at_start(direction));
         if bytes.is_empty() {
             if let After::Gap(gap) = after {
                 return Detected::Skip(gap.length);
@@ -76,7 +76,7 @@ impl Tracked {
                 }
                 (false, _) => {
                     let at = answer.front();
-                    let asked = if stream.started() { stream.end() } else { 0 };
+                    let asked = if stream.started() { stream.end() } else { self.connection.start() };
                     let Some(mark) = answer.marks().at(at).copied() else { return Detected::Nothing };
                     if mark.opposite > asked {
                         // What it answers did move: it is to come, or lost.
@@ -104,7 +104,9 @@ impl Tracked {
         let mut unsure = false;
         for protocol in PROTOCOLS.iter().filter(|_| at_start) {
             match protocol.detect(Side::Request, bytes) {
-                Verdict::Yes => return Detected::Session(protocol.session(fresh), protocol.name()),
+                Verdict::Yes => {
+                    return Detected::Session(protocol.session(fresh, kind(requests)), protocol.name());
+                }
                 Verdict::Unsure => unsure = true,
                 Verdict::No => {}
             }

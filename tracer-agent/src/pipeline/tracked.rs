@@ -7,13 +7,13 @@ use tracer_common::{connection::Direction, record::Closed};
 use super::OpenExchange;
 use crate::{
     connection::{
-        Connection, Ends,
+        Connection, FirstEnd,
         stream::{After, Ending, Missing},
     },
     enrich::process::Processes,
     exchange::{Exchange, Exchanges, Outcome},
-    protocol::{Class, Event, Input, Progress, Session, Side, What},
-    span::{Kind, Span, Spans},
+    protocol::{Class, Event, Input, Kind, Progress, Session, Side, What},
+    span::{Span, Spans},
     stats::{Bucket, Ledger, Tally},
 };
 
@@ -80,6 +80,7 @@ pub(super) struct Run<'a> {
     pub(super) processes: &'a mut Processes,
     pub(super) spans: &'a mut Spans,
     pub(super) output: &'a mut VecDeque<Span>,
+    pub(super) events: &'a mut Vec<Event>,
     pub(super) open: &'a mut Vec<OpenExchange>,
 }
 
@@ -106,14 +107,14 @@ impl Run<'_> {
                 age: now.saturating_sub(exchange.request_start),
                 status: exchange.response.as_ref().map(|response| response.status.clone()),
                 answered,
-                peer: tracked.connection.ends.as_ref().map(Ends::peer),
+                peer: tracked.connection.ends.as_ref().map(|ends| ends.peer.clone()),
                 resource: self.processes.resource(exchange.process),
             });
         }
     }
 }
 
-fn kind(requests: Direction) -> Kind {
+pub(super) fn kind(requests: Direction) -> Kind {
     match requests {
         Direction::Sent => Kind::Client,
         Direction::Received => Kind::Server,
@@ -204,12 +205,13 @@ impl Tracked {
         let settled = other.end() >= opposite || other.ending() == Some(Ending::Closed);
         let input = Input { position: stream.front(), bytes, after, marks, settled };
         speaking.answered |= side == Side::Response && !bytes.is_empty();
-        let mut events = Vec::new();
+        let mut events = std::mem::take(run.events);
         let progress = speaking.session.read(side, &input, &mut events);
         let spoken = speaking.spoken;
-        for event in events {
+        for event in events.drain(..) {
             self.handle_event(event, spoken, run);
         }
+        *run.events = events;
         match progress {
             Progress::Read { length, class } => {
                 self.wait = None;
@@ -364,6 +366,14 @@ impl Tracked {
     }
 
     pub(super) fn close(&mut self, closed: Option<&Closed>, run: &mut Run<'_>) {
+        if self.connection.is_unix() {
+            // Nobody saw the end of it. That the peer was first would show in a call.
+            let time = self.connection.last_time;
+            let first = *self.connection.first_end.get_or_insert(FirstEnd::in_order(Direction::Sent, time));
+            if first.side == Direction::Sent {
+                self.connection.streams[Direction::Sent.index()].finish(Ending::Eof);
+            }
+        }
         if let Some(closed) = closed {
             // Bytes can have moved last that were not told of.
             self.connection.last_time = closed.header.time;

@@ -8,11 +8,15 @@ mod head;
 
 use std::collections::VecDeque;
 
+use smallvec::smallvec;
+
 use self::{
     body::{Body, Piece},
     head::{Framing, HeadError, Request, Response},
 };
-use super::{Attribute, Class, Event, Input, Progress, Protocol, Session, Side, Verdict, What};
+use super::{
+    Attribute, Attributes, Class, Event, Input, Kind, Progress, Protocol, Session, Side, Verdict, What,
+};
 use crate::connection::stream::After;
 
 /// The largest head that is waited for.
@@ -35,8 +39,9 @@ impl Protocol for Http1 {
         detect(side, bytes)
     }
 
-    fn session(&self, fresh: [bool; 2]) -> Box<dyn Session> {
+    fn session(&self, fresh: [bool; 2], kind: Kind) -> Box<dyn Session> {
         Box::new(Dialogue {
+            kind,
             sides: fresh.map(|fresh| Reader {
                 state: if fresh { State::Head { searched: 0 } } else { State::Lost },
                 doubtful: !fresh,
@@ -51,6 +56,7 @@ impl Protocol for Http1 {
 }
 
 struct Dialogue {
+    kind: Kind,
     sides: [Reader; 2],
     /// Requests whose response did not come yet, in their order.
     pending: VecDeque<Pending>,
@@ -237,7 +243,7 @@ impl Dialogue {
     }
 
     fn read_request(&mut self, bytes: &[u8], input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
-        let request = match head::parse_request(bytes) {
+        let request = match head::parse_request(bytes, self.kind) {
             Ok(request) => request,
             Err(HeadError::Malformed(reason)) => return self.invalid(Side::Request, reason, input),
         };
@@ -256,7 +262,7 @@ impl Dialogue {
             exchange: Some(exchange),
             start,
             end,
-            what: What::Request(Box::new(head)),
+            what: What::Request(head),
         });
         let reader = &mut self.sides[Side::Request.index()];
         reader.doubtful = false;
@@ -319,7 +325,7 @@ impl Dialogue {
             reader.state = State::Head { searched: 0 };
             return Progress::Read { length: bytes.len() as u64, class: Class::Parsed };
         }
-        events.push(event(What::Response(Box::new(head))));
+        events.push(event(What::Response(head)));
         if place.is_none() {
             // It may have answered a HEAD: whether content follows is not known.
             self.lose(Side::Response);
@@ -328,7 +334,7 @@ impl Dialogue {
         self.pending.pop_front();
         let reader = &mut self.sides[Side::Response.index()];
         if matches!(framing, Framing::Switch) {
-            events.push(event(What::End { attributes: Vec::new() }));
+            events.push(event(What::End { attributes: Attributes::new() }));
             for side in &mut self.sides {
                 side.state = State::Opaque;
             }
@@ -528,7 +534,7 @@ impl Reader {
             Side::Request => "http.request.body.size",
             Side::Response => "http.response.body.size",
         };
-        let attributes = vec![Attribute::number(key, self.content)];
+        let attributes = smallvec![Attribute::number(key, self.content)];
         let what = if whole { What::End { attributes } } else { What::Reset { attributes } };
         events.push(self.event(side, at, at, what));
         self.state = State::Head { searched: 0 };

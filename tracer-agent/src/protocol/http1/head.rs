@@ -1,13 +1,21 @@
 //! Start lines and fields: what a span needs of them, and the framing of what follows.
 
+use std::mem::MaybeUninit;
+
+use smallvec::smallvec;
+use smol_str::format_smolstr;
+
 use super::{
-    super::{Attribute, RequestHead, ResponseHead, TraceParent, Verdict},
+    super::{Attribute, Attributes, Kind, RequestHead, ResponseHead, Text, TraceParent, Verdict},
     Method,
 };
 
 /// Fields beyond these are too many for any server.
 const FIELDS_FEW: usize = 64;
 const FIELDS_MAX: usize = 4096;
+
+/// Attributes that a span has, about: room for them is made once.
+const ATTRIBUTES: usize = 22;
 
 /// The longest text that a span carries: longer ones are cut, and the span says so.
 const TEXT_MAX: usize = 4096;
@@ -138,23 +146,38 @@ pub(super) fn detect_response(bytes: &[u8]) -> Verdict {
     }
 }
 
-pub(super) fn parse_request(bytes: &[u8]) -> Result<Request, HeadError> {
-    let encoded;
-    let line = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
-    let bytes = if bytes[..line].is_ascii() {
-        bytes
-    } else {
-        encoded = percent_encoded(&bytes[..line], &bytes[line..]);
-        &encoded
-    };
-    let unfolded = unfolded(bytes);
-    let bytes = unfolded.as_deref().unwrap_or(bytes);
-    let hidden = hides_framing(bytes);
+pub(super) fn parse_request(bytes: &[u8], kind: Kind) -> Result<Request, HeadError> {
+    match parse_plain_request(bytes, kind, false) {
+        Ok(Some(request)) => Ok(request),
+        // What is rare is looked for only when something is odd.
+        Ok(None) => {
+            let unfolded = unfolded(bytes);
+            let bytes = unfolded.as_deref().unwrap_or(bytes);
+            parse_plain_request(bytes, kind, true)
+                .and_then(|request| request.ok_or(HeadError::Malformed("a malformed head")))
+        }
+        Err(error) => {
+            let line = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
+            if bytes[..line].is_ascii() {
+                return Err(error);
+            }
+            parse_request(&percent_encoded(&bytes[..line], &bytes[line..]), kind)
+        }
+    }
+}
+
+/// None if a line is no field, and `odd` ones are not taken.
+fn parse_plain_request(bytes: &[u8], kind: Kind, odd: bool) -> Result<Option<Request>, HeadError> {
     with_fields(|fields| {
         let mut config = httparse::ParserConfig::default();
         config.ignore_invalid_headers_in_requests(true);
-        let mut request = httparse::Request::new(fields);
-        config.parse_request(&mut request, bytes).map(|_| request_from(&request, hidden))
+        let mut request = httparse::Request::new(&mut []);
+        config.parse_request_with_uninit_headers(&mut request, bytes, fields)?;
+        // The start line, one for each field, and the empty one.
+        if !odd && memchr::memchr_iter(b'\n', bytes).count() != request.headers.len() + 2 {
+            return Ok(Ok(None));
+        }
+        Ok(request_from(&request, odd && hides_framing(bytes), kind).map(Some))
     })?
 }
 
@@ -196,8 +219,9 @@ pub(super) fn parse_response(bytes: &[u8], method: Method) -> Result<Response, H
         config.allow_obsolete_multiline_headers_in_responses(true);
         config.allow_spaces_after_header_name_in_responses(true);
         config.ignore_invalid_headers_in_responses(true);
-        let mut response = httparse::Response::new(fields);
-        config.parse_response(&mut response, bytes).map(|_| response_from(&response, method))
+        let mut response = httparse::Response::new(&mut []);
+        config.parse_response_with_uninit_headers(&mut response, bytes, fields)?;
+        Ok(response_from(&response, method))
     })?
 }
 
@@ -217,11 +241,13 @@ fn percent_encoded(line: &[u8], rest: &[u8]) -> Vec<u8> {
 
 /// Parses with a few fields, and once more with many where those are not enough.
 fn with_fields<'b, T>(
-    mut parse: impl for<'h> FnMut(&'h mut [httparse::Header<'b>]) -> Result<T, httparse::Error>,
+    parse: impl for<'h> Fn(&'h mut [MaybeUninit<httparse::Header<'b>>]) -> Result<T, httparse::Error>,
 ) -> Result<T, HeadError> {
-    let mut result = parse(&mut [httparse::EMPTY_HEADER; FIELDS_FEW]);
+    let mut result = parse(&mut [const { MaybeUninit::uninit() }; FIELDS_FEW]);
     if matches!(result, Err(httparse::Error::TooManyHeaders)) {
-        result = parse(&mut vec![httparse::EMPTY_HEADER; FIELDS_MAX]);
+        let mut many = Vec::new();
+        many.resize_with(FIELDS_MAX, MaybeUninit::uninit);
+        result = parse(&mut many);
     }
     result.map_err(|error| {
         HeadError::Malformed(match error {
@@ -236,7 +262,7 @@ fn with_fields<'b, T>(
     })
 }
 
-fn request_from(request: &httparse::Request<'_, '_>, hidden: bool) -> Result<Request, HeadError> {
+fn request_from(request: &httparse::Request<'_, '_>, hidden: bool, kind: Kind) -> Result<Request, HeadError> {
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Err(HeadError::Malformed("a head without a start line"));
     };
@@ -250,32 +276,30 @@ fn request_from(request: &httparse::Request<'_, '_>, hidden: bool) -> Result<Req
         Length::Known(length) => Framing::Length(length),
         Length::Absent => Framing::Length(0),
     };
-    let ambiguity = fields.ambiguity(version == 0, hidden);
-    let known = METHODS.contains(&method);
-    let mut head = RequestHead {
-        name: if known { method.to_owned() } else { "HTTP".to_owned() },
-        operation: method.to_owned(),
-        parent: fields.parent,
-        ..RequestHead::default()
-    };
-    let attributes = &mut head.attributes;
-    attributes.push(Attribute::text("http.request.method", if known { method } else { "_OTHER" }));
-    if !known {
-        attributes.push(Attribute::text("http.request.method_original", method));
+    let known = METHODS.iter().find(|known| **known == method).map(|known| Text::new_static(known));
+    let operation = known.clone().unwrap_or_else(|| Text::new(method));
+    let mut attributes = Vec::with_capacity(ATTRIBUTES);
+    match &known {
+        Some(known) => attributes.push(Attribute::text("http.request.method", known.clone())),
+        None => {
+            attributes.push(Attribute::word("http.request.method", "_OTHER"));
+            attributes.push(Attribute::text("http.request.method_original", operation.clone()));
+        }
     }
-    attributes.push(Attribute::text("network.protocol.name", "http"));
-    attributes.push(Attribute::text("network.protocol.version", if version == 0 { "1.0" } else { "1.1" }));
+    attributes.push(Attribute::word("network.protocol.name", "http"));
+    attributes.push(Attribute::word("network.protocol.version", if version == 0 { "1.0" } else { "1.1" }));
     if let Some(agent) = fields.user_agent {
-        attributes.push(Attribute::text("user_agent.original", agent));
+        attributes.push(Attribute::text("user_agent.original", text(agent)));
     }
-    if let Some(ambiguity) = ambiguity {
-        attributes.push(Attribute::text("tracer.ambiguity", ambiguity));
+    if let Some(ambiguity) = fields.ambiguity(version == 0, hidden) {
+        attributes.push(Attribute::word("tracer.ambiguity", ambiguity));
     }
     if target.len() > TEXT_MAX {
         attributes.push(Attribute::flag("tracer.truncated", true));
     }
     let target = Target::of(limited(target), method == "CONNECT");
-    let authority = target.authority.or(fields.host.as_deref());
+    let host = fields.host.map(String::from_utf8_lossy);
+    let authority = target.authority.or(host.as_deref().map(limited));
     let (host, port) = authority.map_or((None, None), split_authority);
     if let Some(host) = host {
         attributes.push(Attribute::text("server.address", host));
@@ -283,28 +307,33 @@ fn request_from(request: &httparse::Request<'_, '_>, hidden: bool) -> Result<Req
     if let Some(port) = port {
         attributes.push(Attribute::number("server.port", port));
     }
-    attributes.push(Attribute::text("url.scheme", target.scheme));
+    let scheme = if target.scheme == "http" { Text::new_static("http") } else { Text::new(target.scheme) };
+    attributes.push(Attribute::text("url.scheme", scheme));
+    let path = Text::new(target.path);
     let query = target.query.map(redacted);
-    if !target.path.is_empty() {
-        head.server_attributes.push(Attribute::text("url.path", target.path));
-    }
-    if let Some(query) = &query {
-        head.server_attributes.push(Attribute::text("url.query", query.as_str()));
-    }
-    head.target = match &query {
-        Some(query) => format!("{}?{query}", target.path),
-        None if target.path.is_empty() => authority.unwrap_or_default().to_owned(),
-        None => target.path.to_owned(),
+    let shown = match &query {
+        Some(query) => format_smolstr!("{path}?{query}"),
+        None if path.is_empty() => Text::new(authority.unwrap_or_default()),
+        None => path.clone(),
     };
-    match authority.filter(|_| target.path.starts_with('/')) {
-        Some(authority) => {
+    match authority.filter(|_| path.starts_with('/')) {
+        Some(authority) if kind == Kind::Client => {
             let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-            let full = format!("{}://{authority}{}", target.scheme, head.target);
-            head.client_attributes.push(Attribute::text("url.full", full));
+            let full = format_smolstr!("{}://{authority}{shown}", target.scheme);
+            attributes.push(Attribute::text("url.full", full));
         }
         // Without a host there is no whole URL: what there is of it stands for it.
-        None => head.client_attributes.clone_from(&head.server_attributes),
+        _ => {
+            if !path.is_empty() {
+                attributes.push(Attribute::text("url.path", path));
+            }
+            if let Some(query) = query {
+                attributes.push(Attribute::text("url.query", query));
+            }
+        }
     }
+    let name = known.unwrap_or(Text::new_static("HTTP"));
+    let head = RequestHead { name, operation, target: shown, attributes, parent: fields.parent };
     let method = match method {
         "HEAD" => Method::Head,
         "CONNECT" => Method::Connect,
@@ -333,19 +362,17 @@ fn response_from(response: &httparse::Response<'_, '_>, method: Method) -> Resul
         },
     };
     let stream = match status {
-        101 if fields.upgrade.as_deref().is_some_and(|to| to.eq_ignore_ascii_case("websocket")) => {
-            Some("websocket")
-        }
+        101 if fields.upgrade.is_some_and(|to| to.eq_ignore_ascii_case(b"websocket")) => Some("websocket"),
         101 => Some("upgrade"),
         200..=299 if method == Method::Connect => Some("tunnel"),
         200..=299 if fields.event_stream && method == Method::Other => Some("event_stream"),
         _ => None,
     };
-    let mut attributes = vec![Attribute::number("http.response.status_code", status)];
+    let mut attributes: Attributes = smallvec![Attribute::number("http.response.status_code", status)];
     if let Some(ambiguity) = fields.ambiguity(response.version == Some(0), false) {
-        attributes.push(Attribute::text("tracer.ambiguity", ambiguity));
+        attributes.push(Attribute::word("tracer.ambiguity", ambiguity));
     }
-    let text = format!("{status:03}");
+    let text = digits(status);
     let head = ResponseHead {
         attributes,
         stream,
@@ -357,19 +384,25 @@ fn response_from(response: &httparse::Response<'_, '_>, method: Method) -> Resul
     Ok(Response { head, framing })
 }
 
+/// A status has three (httparse sees to that).
+fn digits(status: u16) -> Text {
+    let digits = [status / 100 % 10, status / 10 % 10, status % 10].map(|digit| b'0' + digit as u8);
+    Text::new(std::str::from_utf8(&digits).unwrap_or_default())
+}
+
 /// The fields that framing and the span need.
 #[derive(Default)]
-struct Fields {
+struct Fields<'a> {
     length: Length,
     /// There is any, also one that is none of them.
     has_length: bool,
     transfer_encoding: bool,
     chunked: bool,
     expects: bool,
-    upgrade: Option<String>,
+    upgrade: Option<&'a [u8]>,
     event_stream: bool,
-    host: Option<String>,
-    user_agent: Option<String>,
+    host: Option<&'a [u8]>,
+    user_agent: Option<&'a [u8]>,
     parent: Option<TraceParent>,
 }
 
@@ -382,35 +415,39 @@ enum Length {
     Contradictory,
 }
 
-impl Fields {
-    fn of(headers: &[httparse::Header<'_>]) -> Self {
+impl<'a> Fields<'a> {
+    fn of(headers: &[httparse::Header<'a>]) -> Self {
         let mut fields = Fields::default();
         let mut parents = 0;
         for header in headers {
             let value = header.value.trim_ascii();
-            if header.name.eq_ignore_ascii_case("content-length") {
-                fields.has_length = true;
-                for part in value.split(|byte| *byte == b',') {
-                    fields.add_length(part.trim_ascii());
+            let is = |name: &str| header.name.eq_ignore_ascii_case(name);
+            // Most fields are none of these, and told by their length.
+            match header.name.len() {
+                14 if is("content-length") => {
+                    fields.has_length = true;
+                    for part in value.split(|byte| *byte == b',') {
+                        fields.add_length(part.trim_ascii());
+                    }
                 }
-            } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
-                for coding in value.split(|byte| *byte == b',') {
-                    fields.add_coding(coding.trim_ascii());
+                17 if is("transfer-encoding") => {
+                    for coding in value.split(|byte| *byte == b',') {
+                        fields.add_coding(coding.trim_ascii());
+                    }
                 }
-            } else if header.name.eq_ignore_ascii_case("host") {
-                fields.host.get_or_insert_with(|| text(value));
-            } else if header.name.eq_ignore_ascii_case("expect") {
-                fields.expects |= value.eq_ignore_ascii_case(b"100-continue");
-            } else if header.name.eq_ignore_ascii_case("upgrade") {
-                fields.upgrade.get_or_insert_with(|| text(value));
-            } else if header.name.eq_ignore_ascii_case("content-type") {
-                let kind = value.split(|byte| *byte == b';').next().unwrap_or_default();
-                fields.event_stream |= kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream");
-            } else if header.name.eq_ignore_ascii_case("user-agent") {
-                fields.user_agent.get_or_insert_with(|| text(value));
-            } else if header.name.eq_ignore_ascii_case("traceparent") {
-                parents += 1;
-                fields.parent = trace_parent(value).filter(|_| parents == 1);
+                4 if is("host") => fields.host = fields.host.or(Some(value)),
+                6 if is("expect") => fields.expects |= value.eq_ignore_ascii_case(b"100-continue"),
+                7 if is("upgrade") => fields.upgrade = fields.upgrade.or(Some(value)),
+                12 if is("content-type") => {
+                    let kind = value.split(|byte| *byte == b';').next().unwrap_or_default();
+                    fields.event_stream |= kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream");
+                }
+                10 if is("user-agent") => fields.user_agent = fields.user_agent.or(Some(value)),
+                11 if is("traceparent") => {
+                    parents += 1;
+                    fields.parent = trace_parent(value).filter(|_| parents == 1);
+                }
+                _ => {}
             }
         }
         fields
@@ -456,12 +493,18 @@ impl Fields {
     }
 }
 
-fn text(value: &[u8]) -> String {
-    limited(&String::from_utf8_lossy(value)).to_owned()
+fn text(value: &[u8]) -> Text {
+    match std::str::from_utf8(value) {
+        Ok(text) => Text::new(limited(text)),
+        Err(_) => Text::new(limited(&String::from_utf8_lossy(value))),
+    }
 }
 
 /// The start of a text, as much of it as a span may carry.
 fn limited(text: &str) -> &str {
+    if text.len() <= TEXT_MAX {
+        return text;
+    }
     &text[..text.floor_char_boundary(TEXT_MAX)]
 }
 
@@ -478,16 +521,17 @@ impl<'a> Target<'a> {
         if connect {
             return Self { scheme: "http", authority: Some(target), path: "", query: None };
         }
-        let (scheme, authority, rest) = match target.split_once("://") {
+        let absolute = if target.starts_with('/') { None } else { target.split_once("://") };
+        let (scheme, authority, rest) = match absolute {
             Some((scheme, rest)) if !scheme.contains(['/', '?']) => {
                 let end = rest.find(['/', '?']).unwrap_or(rest.len());
                 (scheme, Some(&rest[..end]), &rest[end..])
             }
             _ => ("http", None, target),
         };
-        let rest = rest.split('#').next().unwrap_or_default();
-        let (path, query) = match rest.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
+        let rest = &rest[..memchr::memchr(b'#', rest.as_bytes()).unwrap_or(rest.len())];
+        let (path, query) = match memchr::memchr(b'?', rest.as_bytes()) {
+            Some(mark) => (&rest[..mark], Some(&rest[mark + 1..])),
             None => (rest, None),
         };
         let path = if path.is_empty() && authority.is_some() { "/" } else { path };
