@@ -162,6 +162,14 @@ impl Server {
 
     /// Two workers, answering from a file and from its configuration.
     pub fn nginx(folder: &Folder) -> Self {
+        let locations = "location /ok/ { return 200 \"ok $request_uri\\n\"; }\n\
+             location /empty/ { return 204; }\n\
+             location /missing/ { return 404; }\n\
+             location /fail/ { return 500; }";
+        Self::nginx_with(folder, locations)
+    }
+
+    pub fn nginx_with(folder: &Folder, locations: &str) -> Self {
         let port = free_port();
         let log = folder.path("access.log");
         fs::create_dir_all(folder.path("www")).expect("a folder");
@@ -171,16 +179,13 @@ impl Server {
         let configuration = folder.path("nginx.conf");
         let text = format!(
             "worker_processes 2; daemon off; pid {root}nginx.pid; error_log {root}error.log;\n\
-             events {{ worker_connections 4096; }}\n\
+             events {{ worker_connections 16384; }} worker_rlimit_nofile 20000;\n\
              http {{ log_format ids '$request_method $request_uri $status $body_bytes_sent';\n\
              access_log {root}access.log ids; keepalive_requests 10000000; sendfile on;\n\
              client_body_temp_path {root}body; proxy_temp_path {root}proxy; fastcgi_temp_path {root}fastcgi;\n\
              uwsgi_temp_path {root}uwsgi; scgi_temp_path {root}scgi;\n\
              server {{ listen 127.0.0.1:{port} backlog=1024; root {root}www;\n\
-             location /ok/ {{ return 200 \"ok $request_uri\\n\"; }}\n\
-             location /empty/ {{ return 204; }}\n\
-             location /missing/ {{ return 404; }}\n\
-             location /fail/ {{ return 500; }} }} }}\n"
+             {locations} }} }}\n"
         );
         fs::write(&configuration, text).expect("a file");
         make_readable(&folder.path(""));
@@ -315,6 +320,12 @@ impl Tracer {
     pub fn kill(&mut self) {
         self.process.signal(Signal::KILL);
         self.process.wait();
+    }
+
+    pub fn has_ended(&self) -> bool {
+        fs::read_to_string(format!("/proc/{}/stat", self.id())).map_or(true, |stat| {
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+        })
     }
 
     /// Resident memory in KiB.

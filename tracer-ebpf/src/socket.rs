@@ -291,11 +291,7 @@ fn cookie(socket: Typed) -> u64 {
 
 /// What is kept of a connection that the agent was told of.
 #[inline(always)]
-fn connection(
-    socket: Typed,
-    tcp: Option<&Tcp>,
-    cookie: u64,
-) -> Option<&'static mut ConnectionState> {
+fn connection(socket: Typed, tcp: Option<&Tcp>, cookie: u64) -> Option<&'static mut ConnectionState> {
     let state = match kept(cookie) {
         Some(state) => state,
         None => {

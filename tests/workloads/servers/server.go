@@ -12,7 +12,22 @@ import (
 	"sync"
 )
 
-var statuses = map[string]int{"ok": 200, "empty": 204, "missing": 404, "fail": 500, "chunked": 200}
+var statuses = map[string]int{
+	"ok": 200, "empty": 204, "missing": 404, "fail": 500, "chunked": 200, "large": 200, "large-chunked": 200,
+}
+
+// The size of large answers.
+const large = 100 << 20
+
+// writeLarge writes so much in pieces of a megabyte.
+func writeLarge(w io.Writer) {
+	piece := make([]byte, 1<<20)
+	for sent := 0; sent < large; sent += len(piece) {
+		if _, err := w.Write(piece); err != nil {
+			return
+		}
+	}
+}
 
 func main() {
 	file, err := os.Create(os.Args[1])
@@ -33,6 +48,9 @@ func main() {
 			body = fmt.Sprintf("%s %d\n", r.URL.Path, received)
 		}
 		sent := len(body)
+		if strings.HasPrefix(kind, "large") {
+			sent = large
+		}
 		if r.Method == "HEAD" {
 			sent = 0
 		}
@@ -40,6 +58,13 @@ func main() {
 		fmt.Fprintf(log, "%s %s %d %d\n", r.Method, r.URL.Path, status, sent)
 		log.Flush()
 		lock.Unlock()
+		if strings.HasPrefix(kind, "large") {
+			if kind == "large" {
+				w.Header().Set("Content-Length", fmt.Sprint(large))
+			}
+			writeLarge(w)
+			return
+		}
 		if kind == "chunked" && r.Method != "HEAD" {
 			w.WriteHeader(status)
 			io.WriteString(w, body[:len(body)/2])

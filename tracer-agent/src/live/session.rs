@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeMap,
     io::Write,
+    os::fd::OwnedFd,
     path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, RingBuf};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{Timespec, epoll};
 
 use tracer_common::{config::selected, record::Process};
 use zerocopy::IntoBytes;
@@ -52,6 +53,8 @@ pub struct Outputs {
 pub struct Session {
     probes: Probes,
     ring: RingBuf<MapData>,
+    /// Ends a pause when the probes say that the ring fills.
+    alarm: OwnedFd,
     selection: Selection,
     sockets: UnixSockets,
     pipeline: Pipeline,
@@ -90,6 +93,7 @@ impl Session {
     ) -> Result<Self> {
         let mut session = Self {
             probes,
+            alarm: alarm(&ring)?,
             ring,
             selection,
             sockets: UnixSockets::start(),
@@ -208,8 +212,7 @@ impl Session {
         self.sockets.look(clock::monotonic());
         if read > 0 {
             self.idle = PAUSE_BUSY;
-            // Not a wait for the ring: it would end at the next record, and each would cost a turn.
-            std::thread::sleep(PAUSE_BUSY);
+            self.pause(PAUSE_BUSY);
             return Ok(Turn::More);
         }
         if std::mem::take(&mut self.may_be_deserted)
@@ -219,10 +222,17 @@ impl Session {
             return Ok(Turn::Deserted);
         }
         self.idle = (self.idle * 2).min(PAUSE_IDLE);
-        let most = Timespec { tv_sec: 0, tv_nsec: self.idle.as_nanos() as i64 };
-        // An interrupted wait is as good as one that is over.
-        let _ = poll(&mut [PollFd::new(&self.ring, PollFlags::IN)], Some(&most));
+        self.pause(self.idle);
         Ok(Turn::More)
+    }
+
+    /// At most so long; shorter when the ring fills.
+    fn pause(&self, most: Duration) {
+        let most = Timespec { tv_sec: 0, tv_nsec: most.as_nanos() as i64 };
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }];
+        // An interrupted wait is as good as one that is over.
+        let _ = epoll::wait(&self.alarm, &mut events[..], Some(&most));
     }
 
     /// Takes the probes away, reads what is left and closes the books.
@@ -433,6 +443,14 @@ fn ledger_total(counters: &[u64; tracer_common::config::Counter::COUNT as usize]
     (count(Counter::MovedSent) + count(Counter::MovedReceived))
         .saturating_sub(count(Counter::LostSent) + count(Counter::LostReceived))
         .saturating_sub(count(Counter::OtherSent) + count(Counter::OtherReceived))
+}
+
+/// By the edge: a wait does not end for records that are there, only when a probe calls.
+fn alarm(ring: &RingBuf<MapData>) -> Result<OwnedFd> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("no epoll")?;
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&epoll, ring, epoll::EventData::new_u64(0), flags).context("the ring cannot be watched")?;
+    Ok(epoll)
 }
 
 /// The process that a record says was chosen.

@@ -5,7 +5,7 @@ use crate::connection::stream::Ending;
 
 /// The longest line of a chunk's size, with its extensions, and the largest trailer section.
 const LINE_MAX: usize = 16 * 1024;
-const TRAILERS_MAX: usize = 64 * 1024;
+const TRAILERS_MAX: usize = 16 * 1024;
 
 #[derive(Debug)]
 pub(super) enum Body {

@@ -89,8 +89,10 @@ pub(super) fn end(bytes: &[u8], searched: usize) -> Option<usize> {
 /// A method, a target and `HTTP/1.x`: No as soon as that is impossible, Yes with the whole line (or so
 /// much of it that parsing will tell).
 pub(super) fn detect_request(bytes: &[u8]) -> Verdict {
+    // The rest decides nothing, and can be megabytes.
+    let bytes = &bytes[..bytes.len().min(2 * LINE_LONG)];
     let bytes = &bytes[blank_lines(bytes)..];
-    let method = bytes.iter().take_while(|byte| is_token(**byte)).count();
+    let method = bytes.iter().take(METHOD_MAX + 1).take_while(|byte| is_token(**byte)).count();
     if method > METHOD_MAX {
         return Verdict::No;
     }
@@ -122,7 +124,9 @@ pub(super) fn detect_request(bytes: &[u8]) -> Verdict {
 /// As [`detect_request`], with a method that is known: what is left of a request whose start is missing
 /// can look like one with another.
 pub(super) fn detect_known_request(bytes: &[u8]) -> Verdict {
-    let method = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
+    // No more than a method is looked at: what follows can be megabytes.
+    let start = &bytes[..bytes.len().min(METHOD_MAX)];
+    let method = start.split(|byte| *byte == b' ').next().unwrap_or_default();
     let known = METHODS.iter().any(|known| match method.len() == bytes.len() {
         true => known.as_bytes().starts_with(method),
         false => known.as_bytes() == method,
@@ -132,6 +136,7 @@ pub(super) fn detect_known_request(bytes: &[u8]) -> Verdict {
 
 pub(super) fn detect_response(bytes: &[u8]) -> Verdict {
     const START: &[u8] = b"HTTP/1.";
+    let bytes = &bytes[..bytes.len().min(LINE_LONG)];
     let bytes = &bytes[blank_lines(bytes)..];
     let same = START.len().min(bytes.len());
     if bytes[..same] != START[..same] {
