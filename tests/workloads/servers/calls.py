@@ -12,7 +12,7 @@ import threading
 folder = sys.argv[1]
 libc = ctypes.CDLL(None, use_errno=True)
 SIZE = 5 << 20
-SMALL = 300_000
+SMALL = 60_000
 
 
 def pair():
