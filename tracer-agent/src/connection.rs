@@ -203,6 +203,11 @@ impl Connection {
         self.last_time = opened.header.time;
     }
 
+    /// Whether anything of it was seen.
+    pub fn has_started(&self) -> bool {
+        self.streams.iter().any(Stream::started)
+    }
+
     pub fn is_unix(&self) -> bool {
         self.ends.as_ref().is_some_and(|ends| matches!(ends.place, Place::Unix(_)))
     }
@@ -246,7 +251,7 @@ impl Connection {
     /// what is read in between is too low, never too high: the highest counts, until one is in use.
     fn base(&mut self, direction: Direction, bases: [u32; 2]) -> u32 {
         let theirs = bases[direction.index()];
-        let in_use = self.streams.iter().any(Stream::started);
+        let in_use = self.has_started();
         let ours = self.bases[direction.index()].get_or_insert(theirs);
         if theirs.wrapping_sub(*ours) as i32 > 0 {
             if in_use {

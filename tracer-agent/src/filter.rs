@@ -25,7 +25,10 @@ impl std::str::FromStr for StatusPattern {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let word = |char: char| char.is_ascii_alphanumeric() || char == '_';
-        if text.is_empty() || !text.chars().all(word) {
+        // A number has three digits, or an x for any.
+        let number = text.starts_with(|char: char| char.is_ascii_digit());
+        let short = number && !(text.len() == 3 && text.chars().all(|char| "0123456789xX".contains(char)));
+        if text.is_empty() || short || !text.chars().all(word) {
             return Err(format!("`{text}` is no status; say for example 404, 5xx or none"));
         }
         Ok(Self(text.to_ascii_lowercase()))
@@ -77,5 +80,6 @@ mod tests {
         assert!(matches("none", None) && !matches("none", Some("200")) && !matches("2xx", None));
         assert!(matches("NOT_FOUND", Some("NOT_FOUND")) && !matches("x", Some("NOT_FOUND")));
         assert!("".parse::<StatusPattern>().is_err() && "5*".parse::<StatusPattern>().is_err());
+        assert!("5x".parse::<StatusPattern>().is_err() && "20".parse::<StatusPattern>().is_err());
     }
 }

@@ -95,6 +95,10 @@ impl Pipeline {
     }
 
     pub fn handle_record(&mut self, record: &Record<'_>) {
+        if self.finished {
+            // The books are closed: nothing comes after the end.
+            return self.handle_damage();
+        }
         self.ledger.records += 1;
         match record {
             Record::Process(life, process) => self.processes.handle_life(*life, process),
@@ -109,7 +113,7 @@ impl Pipeline {
             Record::Tick { now } => self.handle_timeout(*now),
             Record::Fact { process, key, value } => self.processes.handle_fact(*process, *key, value),
             Record::Counters(counters) => self.ledger.set_counters(counters),
-            Record::Before(before) => self.ledger.before += before.bytes.iter().sum::<u64>(),
+            Record::Before(before) => self.ledger.add_before(before.bytes),
             Record::Undecided(_) => {}
             Record::Finished { now } => self.finish(*now),
         }
@@ -185,6 +189,11 @@ impl Pipeline {
     }
 
     fn handle_opened_unix(&mut self, opened: &OpenedUnix) {
+        // Told again: it was forgotten by the probes, and counts from the start.
+        if self.connections.get(&opened.cookie).is_some_and(|tracked| tracked.connection.has_started()) {
+            self.with_known(opened.cookie, |tracked, run| tracked.close(None, run));
+            self.forget(opened.cookie);
+        }
         self.with(opened.cookie, |tracked, _| tracked.connection.open_unix(opened));
     }
 
@@ -221,7 +230,7 @@ impl Pipeline {
             return self.handle_damage();
         };
         let time = ended.header.time;
-        let ending = match -ended.result {
+        let ending = match ended.result.wrapping_neg() {
             0 => Ending::Eof,
             result if ENDS.contains(&result) => Ending::Reset,
             // The call failed, and the connection did not.

@@ -82,7 +82,8 @@ pub struct Tally([u64; Bucket::ALL.len()]);
 
 impl Tally {
     pub fn add(&mut self, bucket: Bucket, bytes: u64) {
-        self.0[bucket as usize] += bytes;
+        let sum = &mut self.0[bucket as usize];
+        *sum = sum.saturating_add(bytes);
     }
 
     pub fn get(&self, bucket: Bucket) -> u64 {
@@ -90,12 +91,12 @@ impl Tally {
     }
 
     pub fn sum(&self) -> u64 {
-        self.0.iter().sum()
+        self.0.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 
     pub fn merge(&mut self, other: &Tally) {
         for (mine, theirs) in self.0.iter_mut().zip(other.0) {
-            *mine += theirs;
+            *mine = mine.saturating_add(theirs);
         }
     }
 }
@@ -138,19 +139,29 @@ impl Ledger {
         self.kernel.map_or(0, |totals| totals[counter as usize])
     }
 
+    pub fn add_before(&mut self, bytes: [u64; 2]) {
+        self.before = bytes.into_iter().fold(self.before, u64::saturating_add);
+    }
+
     pub fn add_omitted(&mut self, reason: u8, bytes: u64) {
         if let Some(sum) = self.omitted.get_mut(usize::from(reason)) {
             *sum += bytes;
         }
     }
 
+    /// What stands in a damaged file can be any number.
+    fn sum(&self, counters: [Counter; 2]) -> u64 {
+        let [first, second] = counters.map(|counter| self.counter(counter));
+        first.saturating_add(second)
+    }
+
     /// Bytes that the kernel moved.
     pub fn moved(&self) -> u64 {
-        self.counter(Counter::MovedSent) + self.counter(Counter::MovedReceived) + self.before
+        self.sum([Counter::MovedSent, Counter::MovedReceived]).saturating_add(self.before)
     }
 
     pub fn lost(&self) -> u64 {
-        self.counter(Counter::LostSent) + self.counter(Counter::LostReceived)
+        self.sum([Counter::LostSent, Counter::LostReceived])
     }
 
     pub fn lost_records(&self) -> u64 {
@@ -165,15 +176,14 @@ impl Ledger {
     pub fn buckets(&self) -> Tally {
         let mut buckets = self.bytes;
         buckets.add(Bucket::Lost, self.lost());
-        let other = self.counter(Counter::OtherSent) + self.counter(Counter::OtherReceived);
-        buckets.add(Bucket::OtherSockets, other);
+        buckets.add(Bucket::OtherSockets, self.sum([Counter::OtherSent, Counter::OtherReceived]));
         buckets.add(Bucket::BeforeSelection, self.before);
         buckets
     }
 
     /// The kernel's count minus the sum of the buckets: 0, or the ledger is wrong.
     pub fn difference(&self) -> i64 {
-        self.moved() as i64 - self.buckets().sum() as i64
+        (self.moved() as i64).wrapping_sub(self.buckets().sum() as i64)
     }
 
     /// Whether anything was lost that was chosen.

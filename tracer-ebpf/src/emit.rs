@@ -137,8 +137,13 @@ unsafe extern "C" fn next_part(_: u32, argument: *mut Parts) -> i64 {
     if parts.done < parts.share.start && length > parts.share.start - parts.done {
         length = parts.share.start - parts.done;
     }
-    // What is left over goes into the largest class too: one is less for the verifier to look at.
-    copied::<PAYLOAD_MAX>(&parts.first, parts.done, length, parts.address + parts.done as u64);
+    // Two classes alone: each is one more for the verifier to look at.
+    let from = parts.address + parts.done as u64;
+    if length <= CROWDED_MOST {
+        copied::<{ CROWDED_MOST as usize }>(&parts.first, parts.done, length, from);
+    } else {
+        copied::<PAYLOAD_MAX>(&parts.first, parts.done, length, from);
+    }
     parts.done += length;
     0
 }

@@ -73,7 +73,8 @@ pub(crate) fn count_undecided(process: u32, direction: Direction, bytes: u64) {
 /// Called while the child cannot run yet. Returns what the child meets.
 #[inline(always)]
 pub(crate) fn fork(parent: u32, child: u32, task: Typed) -> (Choice, u32) {
-    let mut after = met(parent);
+    let before = met(parent);
+    let mut after = before;
     if required() & selected::CGROUP != 0 {
         after &= !selected::CGROUP;
         if in_cgroup(task) {
@@ -85,9 +86,11 @@ pub(crate) fn fork(parent: u32, child: u32, task: Typed) -> (Choice, u32) {
     if is_enough(after) {
         return (Choice::Chosen, after);
     }
+    let agent = constant(&DECIDED_BY_AGENT) as u32;
     // SAFETY: only looked at for whether it is there.
-    let asked = constant(&DECIDED_BY_AGENT) != 0 && unsafe { UNDECIDED.get(&parent) }.is_some();
-    (if asked { ask(child) } else { Choice::No }, after)
+    let asked = agent != 0 && unsafe { UNDECIDED.get(&parent) }.is_some();
+    let joined = agent != 0 && after & !before != 0 && is_enough(after | agent);
+    (if asked || joined { ask(child) } else { Choice::No }, after)
 }
 
 /// Returns what the process meets with its new program.

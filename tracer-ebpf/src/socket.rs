@@ -213,7 +213,7 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
     let call = syscall::current(result as u32);
     let buffer = if is_quiet(cookie, sent, position, result as u32) {
         syscall::Buffer::none(omitted::QUIET)
-    } else if !sent && flags & MSG_TRUNC != 0 {
+    } else if !sent && tcp.is_some() && flags & MSG_TRUNC != 0 {
         syscall::Buffer::none(omitted::DISCARDED)
     } else {
         call.buffer

@@ -119,7 +119,7 @@ pub(crate) fn current(moved: u32) -> Call {
         | number::PREADV2
         | number::PWRITEV2 => Buffer::pieces(second, third),
         number::SENDMSG | number::RECVMSG => message(second),
-        number::SENDMMSG => match next_message(second, third as u32, false) {
+        number::SENDMMSG => match next_message(second, sent_at_most(third), false) {
             Some(address) => {
                 let buffer = message(address);
                 if buffer.shape == shape::PIECES && is_short(buffer, moved) {
@@ -159,7 +159,16 @@ pub(crate) fn moved_nothing(failed: bool) {
     }
     let second: u64 = registers.load(core::mem::offset_of!(pt_regs, rsi));
     let third: u64 = registers.load(core::mem::offset_of!(pt_regs, rdx));
-    let _ = next_message(second, third as u32, false);
+    let timeout: u64 = registers.load(core::mem::offset_of!(pt_regs, r8));
+    let sends = number == number::SENDMMSG;
+    let count = if sends { sent_at_most(third) } else { third as u32 };
+    let _ = next_message(second, count, !sends && timeout != 0);
+}
+
+/// sendmmsg takes no more messages than these (`UIO_MAXIOV`, include/uapi/linux/uio.h).
+#[inline(always)]
+fn sent_at_most(count: u64) -> u32 {
+    if count as u32 > 1024 { 1024 } else { count as u32 }
 }
 
 #[inline(always)]

@@ -169,7 +169,8 @@ pub(crate) fn run(
         let ended = watch(&mut session, &mut signals, &mut command, bounds.time).await?;
         let finished = session.finish(FLUSH)?;
         report(&finished);
-        if finished.chosen == 0 && command.is_none() {
+        let failed = ended.is_some_and(|status| !status.success());
+        if finished.chosen == 0 && !told.is_empty() && !failed {
             let error = anyhow!("no process matched {told}: `tracer list {told}` shows what nearly does");
             return Err(Failure::new(Exit::Usage, error));
         }
@@ -198,9 +199,6 @@ fn start(
 ) -> Result<Option<Gate>, Failure> {
     if chosen.command.is_empty() {
         let found = session.scan()?;
-        if found.is_empty() && !later {
-            return Err(Failure::new(Exit::Usage, anyhow!("no process matches {told}")));
-        }
         if found.is_empty() {
             eprintln!(
                 "WARNING: no process matches {told} yet; those that start will be traced \
@@ -210,7 +208,7 @@ fn start(
         eprintln!(
             "tracing {}{}; Ctrl-C ends it",
             names(&found),
-            if later { ", and those that start later" } else { " with their children" }
+            if later { ", and those that start later" } else { " with the children that match" }
         );
         return Ok(None);
     }

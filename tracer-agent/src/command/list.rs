@@ -63,7 +63,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let selection = arguments.selection.selection()?;
     let listing = listing(&selection, selection.scan()?);
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&listing).map_err(anyhow::Error::from)?);
+        let json = serde_json::to_string_pretty(&listing).map_err(anyhow::Error::from)?;
+        say(&json);
     } else {
         show(&listing);
     }
@@ -117,15 +118,25 @@ fn show(listing: &Listing) {
             text::plain(&entry.reason),
         )
     };
+    let mut lines = Vec::new();
     if !listing.matches.is_empty() {
-        println!("{:>8}  {:<16} {:<32} {:<12} MATCHES BY", "PID", "COMMAND", "FILE", "LISTENS ON");
-        listing.matches.iter().for_each(|entry| println!("{}", line(entry)));
+        lines.push(format!("{:>8}  {:<16} {:<32} {:<12} MATCHES BY", "PID", "COMMAND", "FILE", "LISTENS ON"));
+        lines.extend(listing.matches.iter().map(line));
     }
     if !listing.nearly.is_empty() {
-        println!("not traced, but near:");
-        listing.nearly.iter().take(NEARLY_MAX).for_each(|entry| println!("{}", line(entry)));
+        lines.push("not traced, but near:".to_owned());
+        lines.extend(listing.nearly.iter().take(NEARLY_MAX).map(line));
         if listing.nearly.len() > NEARLY_MAX {
-            println!("          and {} more", listing.nearly.len() - NEARLY_MAX);
+            lines.push(format!("          and {} more", listing.nearly.len() - NEARLY_MAX));
         }
     }
+    if !lines.is_empty() {
+        say(&lines.join("\n"));
+    }
+}
+
+/// Nobody has to read it to the end.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{text}");
 }

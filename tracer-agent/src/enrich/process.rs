@@ -13,12 +13,17 @@ use crate::{capture::Life, protocol::Attribute};
 /// The process id under which facts of the whole machine are told.
 pub const HOST: u32 = 0;
 
+/// More processes than these are not kept, ended or not: the oldest go.
+const KNOWN_MAX: usize = 32768;
+
 /// Processes that have ended are kept for spans that come later, up to this many.
 const ENDED_MAX: usize = 4096;
 
 #[derive(Debug, Default)]
 pub struct Processes {
     known: BTreeMap<u32, Process>,
+    /// In the order in which they were first told of.
+    order: std::collections::VecDeque<u32>,
     /// Those that have ended, in that order.
     ended: std::collections::VecDeque<u32>,
 }
@@ -37,6 +42,14 @@ impl Processes {
     pub fn handle_life(&mut self, life: Life, wire: &Wire) {
         let id = wire.header.pid;
         let command = text(&wire.command);
+        if !self.known.contains_key(&id) {
+            self.order.push_back(id);
+            if self.order.len() > KNOWN_MAX
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.known.remove(&oldest);
+            }
+        }
         match life {
             Life::Forked => {
                 let parent = self.known.get(&wire.parent).cloned().unwrap_or_default();

@@ -4,11 +4,12 @@ use std::{
     cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     fs,
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
+use tracer_common::config::File;
 
 /// `TCP_ESTABLISHED` and `TCP_LISTEN` in `/proc/net/tcp` (include/net/tcp_states.h).
 const ESTABLISHED: &str = "01";
@@ -43,6 +44,19 @@ impl Seen {
 
     pub fn executable_name(&self) -> Option<&str> {
         self.executable.as_deref()?.rsplit('/').next().filter(|name| !name.is_empty())
+    }
+
+    /// The file that it runs, as the kernel knows it.
+    pub fn file(&self) -> Option<File> {
+        let file = fs::metadata(self.folder.join("exe")).ok()?;
+        Some([kernel_device(file.dev()), file.ino()])
+    }
+
+    /// The last parts of the first words of its command line.
+    pub fn words(&self) -> Vec<String> {
+        let line = fs::read(self.folder.join("cmdline")).unwrap_or_default();
+        let words = line.split(|byte| *byte == 0).take(3);
+        words.filter_map(|word| Some(String::from_utf8_lossy(word).rsplit('/').next()?.to_owned())).collect()
     }
 
     /// TCP ports that it listens on.
@@ -97,6 +111,12 @@ fn inodes(folder: &Path) -> impl Iterator<Item = String> + use<> {
         let inode = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
         Some(String::from_utf8_lossy(inode).into_owned())
     })
+}
+
+/// A device number as the kernel has it inside (`MKDEV`, include/linux/kdev_t.h).
+pub fn kernel_device(device: u64) -> u64 {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    u64::from(major) << 20 | u64::from(minor)
 }
 
 /// The numbers of all processes.

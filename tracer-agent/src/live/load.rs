@@ -128,9 +128,9 @@ impl Probes {
         let _ = self.quiet.insert(quiet.cookie, quiet.until, 0);
     }
 
-    /// Whether any process is left that meets something.
-    pub fn selects_any(&self) -> bool {
-        self.selected.keys().next().is_some()
+    /// Whether a process is left that was named by its id, or a child of one.
+    pub fn selects_by_id(&self) -> bool {
+        self.selected.iter().flatten().any(|(_, met)| met & selected::PID != 0)
     }
 
     pub fn counters(&self) -> Result<[u64; Counter::COUNT as usize]> {

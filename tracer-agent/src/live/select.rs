@@ -13,7 +13,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use tracer_common::config::{File, NAME_SIZE, selected};
 
 use super::{
-    discover::{self, Seen},
+    discover::{self, Seen, kernel_device},
     load::name_key,
 };
 
@@ -160,12 +160,21 @@ impl Selection {
     pub fn met_by(&self, process: &Seen) -> u32 {
         let mut met = 0;
         let names = [Some(process.command.as_str()), process.executable_name()];
-        if self.commands.iter().any(|pattern| names.iter().flatten().any(|name| pattern.matches(name))) {
+        let by_name = |pattern: &Pattern| names.iter().flatten().any(|name| pattern.matches(name));
+        // The kernel keeps the start of a name; the whole of it is in the command line.
+        let by_long_name = |pattern: &Pattern| {
+            process.command.len() == COMMAND_MAX
+                && pattern.is_exact()
+                && pattern.text.starts_with(&process.command)
+                && process.words().contains(&pattern.text)
+        };
+        if self.commands.iter().any(|pattern| by_name(pattern) || by_long_name(pattern)) {
             met |= selected::COMMAND;
         }
-        if let Some(path) = &process.executable
-            && self.executables.iter().any(|pattern| pattern.matches(path))
-        {
+        // By its path, or as the same file by another.
+        let is_same = |path: &str| self.executables.iter().any(|pattern| pattern.matches(path));
+        let is_file = || process.file().is_some_and(|file| self.files().contains(&file));
+        if !self.executables.is_empty() && (process.executable.as_deref().is_some_and(is_same) || is_file()) {
             met |= selected::EXECUTABLE;
         }
         if !self.ports.is_empty() && process.listening().iter().any(|port| self.ports.contains(port)) {
@@ -318,12 +327,6 @@ fn cgroup_root() -> Result<PathBuf> {
         })
         .next()
         .ok_or_else(|| anyhow!("no cgroup v2 tree is mounted: --cgroup needs one"))
-}
-
-/// A device number as the kernel has it inside (`MKDEV`, include/linux/kdev_t.h).
-fn kernel_device(device: u64) -> u64 {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    u64::from(major) << 20 | u64::from(minor)
 }
 
 /// Whether somebody who typed the one may have meant the other.

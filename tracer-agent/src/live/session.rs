@@ -26,6 +26,9 @@ use crate::{
     span::Span,
 };
 
+/// How often `/proc` is gone through for processes that started meanwhile.
+const SCANS: usize = 5;
+
 /// Records that are read before anything else gets its turn.
 const TURN: usize = 8192;
 
@@ -124,11 +127,14 @@ impl Session {
     pub fn scan(&mut self) -> Result<BTreeMap<u32, String>> {
         let mut chosen = BTreeMap::new();
         // A child that is forked while this goes on is followed by the probes, if its parent was
-        // known by then; else the next look finds it.
-        loop {
+        // known by then; else the next look finds it. Where processes come and go all the time there is
+        // always another, which the probes have seen.
+        for _ in 0..SCANS {
             let mut news = false;
             for (process, (seen, met)) in self.selection.scan()? {
-                if met == 0 || chosen.contains_key(&process) {
+                let required = self.selection.required();
+                let followed = self.probes.met(process) & required == required;
+                if met == 0 || followed || chosen.contains_key(&process) {
                     continue;
                 }
                 if self.choose(process, &seen, met)? {
@@ -137,19 +143,21 @@ impl Session {
                 }
             }
             if !news {
-                return Ok(chosen);
+                break;
             }
         }
+        Ok(chosen)
     }
 
     /// Chooses a process that is yet to become the command.
     pub fn select_new(&mut self, process: u32) -> Result<()> {
-        self.probes.select(process, selected::PID)
+        self.probes.select(process, selected::PID | self.probes.met(process))
     }
 
     /// Tells the probes what a process meets. Returns whether that is enough.
     fn choose(&mut self, process: u32, seen: &Seen, met: u32) -> Result<bool> {
-        let met = met | self.probes.met(process);
+        let known = self.probes.met(process);
+        let met = met | known;
         let enough = met & self.selection.required() == self.selection.required();
         let now = clock::monotonic();
         if enough {
@@ -168,9 +176,7 @@ impl Session {
         match Seen::of(process) {
             Some(again) if again.command == seen.command && again.executable == seen.executable => {}
             Some(again) => {
-                let lasting = met & selected::SURVIVES_EXEC;
-                let met =
-                    lasting | self.probes.met(process) & !selected::PORT | self.selection.met_by(&again);
+                let met = met & selected::SURVIVES_EXEC | self.selection.met_by(&again);
                 self.probes.select(process, met)?;
             }
             None => self.probes.deselect(process),
@@ -186,7 +192,7 @@ impl Session {
             return Ok(());
         };
         let met = self.selection.met_by(&seen);
-        let chosen = (met | asked.selected) != 0 && self.choose(process, &seen, met | asked.selected)?;
+        let chosen = met != 0 && self.choose(process, &seen, met)?;
         let before = self.probes.decided(process);
         if chosen && before != [0; 2] {
             self.handle(&own::before(clock::monotonic(), process, before))?;
@@ -209,7 +215,7 @@ impl Session {
             return Ok(Turn::More);
         }
         self.close_gone()?;
-        self.sockets.look(clock::monotonic());
+        self.sockets.look(clock::monotonic(), false);
         if read > 0 {
             self.idle = PAUSE_BUSY;
             self.pause(PAUSE_BUSY);
@@ -217,7 +223,7 @@ impl Session {
         }
         if std::mem::take(&mut self.may_be_deserted)
             && !self.selection.may_match_later()
-            && !self.probes.selects_any()
+            && !self.probes.selects_by_id()
         {
             return Ok(Turn::Deserted);
         }
@@ -240,7 +246,7 @@ impl Session {
         let until = Instant::now() + most;
         self.probes.detach();
         // Those Unix sockets that are gone by now.
-        self.sockets.look(u64::MAX);
+        self.sockets.look(clock::monotonic(), true);
         let mut gone = false;
         loop {
             while self.drain(TURN)? > 0 {}
@@ -320,8 +326,15 @@ impl Session {
             // A child is what its parent is, if that is known.
             let news = chosen.filter(|process| process.parent == 0 || !self.pipeline.knows(process.parent));
             self.pipeline.handle_record(&record);
+            let ran_already = match record {
+                Record::Process(Life::Chosen, process) => Some(process.header.pid),
+                _ => None,
+            };
             drop(item);
             self.deliver();
+            if let Some(process) = ran_already {
+                self.sockets.handle_chosen(process);
+            }
             if let Some(process) = news {
                 for fact in facts::of(process.header.pid, clock::monotonic()) {
                     self.handle(&fact)?;

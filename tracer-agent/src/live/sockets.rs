@@ -22,7 +22,9 @@ pub struct UnixSockets {
     old: BTreeSet<u64>,
     /// By cookie.
     open: BTreeMap<u64, Socket>,
-    /// Gone, as far as the table tells; what they moved before may still be in the ring.
+    /// Not in the table at the last look: one that is read while it changes can miss a socket.
+    missed: BTreeSet<u64>,
+    /// Gone; what they moved before may still be in the ring.
     gone: Vec<u64>,
     looked: u64,
 }
@@ -49,7 +51,7 @@ impl UnixSockets {
 
     /// Whether the socket is one that nothing had moved on.
     pub fn is_fresh(&self, opened: &OpenedUnix) -> bool {
-        !self.old.contains(&opened.inode)
+        !self.old.contains(&opened.inode) && !self.open.contains_key(&opened.cookie)
     }
 
     pub fn handle_opened(&mut self, opened: &OpenedUnix) {
@@ -58,9 +60,9 @@ impl UnixSockets {
         self.open.insert(opened.cookie, socket);
     }
 
-    /// Looks which are left, if it is time to.
-    pub fn look(&mut self, now: u64) {
-        if self.open.is_empty() || now.saturating_sub(self.looked) < INTERVAL {
+    /// Looks which are left, if it is time to, or for the last time.
+    pub fn look(&mut self, now: u64, last: bool) {
+        if self.open.is_empty() || (now.saturating_sub(self.looked) < INTERVAL && !last) {
             return;
         }
         self.looked = now;
@@ -72,27 +74,37 @@ impl UnixSockets {
             .into_iter()
             .map(|(namespace, processes)| {
                 // Without any process of the namespace nobody is left to hold its sockets.
-                let inodes = processes.into_iter().find_map(inodes).unwrap_or_default();
-                (namespace, inodes)
+                let own = own_namespace() == Some(namespace);
+                let processes = own.then_some(std::process::id()).into_iter().chain(processes);
+                (namespace, processes.into_iter().find_map(inodes).unwrap_or_default())
             })
             .collect();
         let is_left = |socket: &Socket| {
             left.get(&socket.namespace).is_some_and(|inodes| inodes.contains(&socket.inode))
         };
-        let gone = &mut self.gone;
-        self.open.retain(|cookie, socket| {
-            let stays = is_left(socket);
-            if !stays {
-                gone.push(*cookie);
+        let before = std::mem::take(&mut self.missed);
+        for (cookie, _) in self.open.iter().filter(|(_, socket)| !is_left(socket)) {
+            if before.contains(cookie) || last {
+                self.gone.push(*cookie);
+            } else {
+                self.missed.insert(*cookie);
             }
-            stays
-        });
+        }
+        for cookie in &self.gone {
+            self.open.remove(cookie);
+        }
     }
 
     /// Those that are gone, once everything that they moved was read.
     pub fn take_gone(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.gone)
     }
+}
+
+/// The network namespace of this process.
+fn own_namespace() -> Option<u32> {
+    let link = fs::read_link("/proc/self/ns/net").ok()?;
+    link.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// The inodes of all Unix sockets in the network namespace of a process; none if it has ended.

@@ -95,8 +95,8 @@ struct Reader {
     doubtful: bool,
     /// A message of it was read.
     spoke: bool,
-    /// Where it was read up to.
-    front: u64,
+    /// Where it was read up to; not known before anything was.
+    front: Option<u64>,
     /// Content may wait for the other side's word, and need not come where that is a refusal.
     expectation: Expectation,
     /// What came is not looked at before the other side was read up to this position.
@@ -138,6 +138,11 @@ enum State {
 
 impl Session for Dialogue {
     fn read(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        // Where it stood when the other side was first seen, it begins.
+        let other = &mut self.sides[side.other().index()];
+        if other.front.is_none() {
+            other.front = input.marks.at(input.position).map(|mark| mark.opposite);
+        }
         let progress = match self.sides[side.index()].state {
             State::Head { searched } => self.read_head(side, searched, input, events),
             State::Body(_) => self.read_body(side, input, events),
@@ -146,7 +151,7 @@ impl Session for Dialogue {
             State::Opaque => Progress::Switch("upgraded"),
         };
         let length = if let Progress::Read { length, .. } = progress { length } else { 0 };
-        self.sides[side.index()].front = input.position + length;
+        self.sides[side.index()].front = Some(input.position + length);
         progress
     }
 
@@ -318,6 +323,9 @@ impl Dialogue {
         if exchange.is_some() && asking.exchange == exchange && asking.expectation != Expectation::None {
             let interim = matches!(framing, Framing::Interim);
             asking.expectation = if interim { Expectation::None } else { Expectation::Refused };
+            if interim {
+                asking.stalled = None;
+            }
         }
         let reader = &mut self.sides[Side::Response.index()];
         if matches!(framing, Framing::Interim) {
@@ -482,6 +490,7 @@ impl Reader {
         events: &mut Vec<Event>,
     ) {
         self.exchange = exchange;
+        self.stalled = None;
         self.content = 0;
         self.spoke = true;
         match Body::new(framing) {
@@ -491,14 +500,19 @@ impl Reader {
     }
 
     /// Content that may be none: after a refusal the next request can come in its place.
-    fn read_expected(&mut self, input: &Input<'_>, answered: u64, events: &mut Vec<Event>) -> Expected {
+    fn read_expected(
+        &mut self,
+        input: &Input<'_>,
+        answered: Option<u64>,
+        events: &mut Vec<Event>,
+    ) -> Expected {
         let opposite = input.marks.at(input.position).map_or(0, |mark| mark.opposite);
         self.stalled = None;
         let ends = matches!(input.after, After::End(_)) && input.bytes.is_empty();
         match self.expectation {
             _ if ends => Expected::Content,
             // An answer that was there before it may be the refusal.
-            Expectation::Open if answered < opposite => {
+            Expectation::Open if answered.is_some_and(|answered| answered < opposite) => {
                 self.stalled = Some(opposite);
                 Expected::Other(Progress::Wait)
             }
