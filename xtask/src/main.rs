@@ -1,6 +1,9 @@
 //! `cargo xtask`: everything that is done with the project besides plain `cargo`.
 
+mod bench;
+mod captures;
 mod demo;
+mod fuzz;
 mod setup;
 mod shell;
 mod test;
@@ -21,6 +24,12 @@ enum Task {
     Setup(setup::Arguments),
     /// Trace a bundled app of two services for a few seconds; needs no backend
     Demo(demo::Arguments),
+    /// Measure what tracing costs, here or in a VM where instructions are counted
+    Bench(bench::Arguments),
+    /// Explore the entrances of bytes with a fuzzer, some minutes each
+    Fuzz(fuzz::Arguments),
+    /// Record tests/captures anew, and take the spans of it as they are; as root
+    Captures,
     /// Run every test: format, lints, licences, unit, snapshot, property and live tests
     Test(test::Arguments),
 }
@@ -41,6 +50,9 @@ fn run() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Setup(arguments) => setup::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
+        Task::Captures => captures::run(),
         Task::Test(arguments) => test::run(&arguments),
     }
 }

@@ -16,7 +16,7 @@ const LINKER: &str = "0.13";
 const DEBIAN_RUST: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
 /// What the live tests run, and the package that has it.
-const TEST_PROGRAMS: [(&str, &str); 7] = [
+const TEST_PROGRAMS: [(&str, &str); 9] = [
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("wget", "wget"),
@@ -24,7 +24,16 @@ const TEST_PROGRAMS: [(&str, &str); 7] = [
     ("python3", "python3"),
     ("node", "nodejs"),
     ("go", "golang-go"),
+    ("haproxy", "haproxy"),
+    ("uwsgi", "uwsgi-core"),
 ];
+
+/// What the benchmark runs besides.
+const BENCH_PROGRAMS: [(&str, &str); 3] =
+    [("redis-server", "redis-server"), ("redis-benchmark", "redis-tools"), ("hey", "hey")];
+
+/// Without a program of its own to look for.
+const UWSGI_PYTHON: &str = "uwsgi-plugin-python3";
 
 const DENY: &str = "0.19";
 
@@ -96,32 +105,43 @@ fn install_linker(toolchain: &Toolchain) -> Result<()> {
     )
 }
 
+pub(crate) fn install_bench_programs() -> Result<()> {
+    install_programs(&BENCH_PROGRAMS)
+}
+
 fn install_test_programs() -> Result<()> {
-    let missing: Vec<&str> = TEST_PROGRAMS
+    install_programs(&TEST_PROGRAMS)?;
+    if output("sh", &["-c", "ls /usr/lib/uwsgi/plugins/python3*"]).is_none() {
+        install_packages(&[UWSGI_PYTHON])?;
+    }
+    install_python_packages()
+}
+
+fn install_programs(programs: &[(&str, &'static str)]) -> Result<()> {
+    let missing: Vec<&str> = programs
         .iter()
         .filter(|(program, _)| {
             output("sh", &["-c", &format!("PATH=$PATH:/usr/sbin command -v {program}")]).is_none()
         })
         .map(|(_, package)| *package)
         .collect();
-    install_packages(&missing)?;
-    install_python_packages()
+    install_packages(&missing)
 }
 
 /// Into an environment of their own, in cargo's folder: a client, and a collector.
 fn install_python_packages() -> Result<()> {
     let folder = python();
     let python = folder.join("bin/python3").display().to_string();
-    if works(&python, &["-c", "import requests, rotel"]) {
+    if works(&python, &["-c", "import gunicorn, requests, rotel"]) {
         return Ok(());
     }
-    println!("setup: Python's requests, and rotel, a collector, for the tests");
+    println!("setup: Python's requests and gunicorn, and rotel, a collector, for the tests");
     let path = folder.display().to_string();
     if !works("python3", &["-m", "venv", &path]) {
         install_packages(&["python3-venv"])?;
         execute(Command::new("python3").args(["-m", "venv", &path]))?;
     }
-    execute(Command::new(&python).args(["-m", "pip", "install", "--quiet", "requests", "rotel"]))
+    execute(Command::new(&python).args(["-m", "pip", "install", "--quiet", "gunicorn", "requests", "rotel"]))
 }
 
 /// Where the tests' Python is.
@@ -141,6 +161,15 @@ fn install_deny(toolchain: &Toolchain) -> Result<()> {
         "--version",
         &format!("^{DENY}"),
     ]))
+}
+
+/// The driver of the fuzzer.
+pub(crate) fn install_fuzzer(toolchain: &Toolchain) -> Result<()> {
+    if works("cargo-fuzz", &["--version"]) {
+        return Ok(());
+    }
+    println!("setup: cargo-fuzz (a minute)");
+    execute(shell::cargo(toolchain).args(["install", "cargo-fuzz", "--locked"]))
 }
 
 /// With apt, as root; what is installed already is left alone.

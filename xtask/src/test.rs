@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    setup,
+    fuzz, setup,
     shell::{self, Toolchain},
 };
 
@@ -31,14 +31,16 @@ enum Step {
     Core,
     /// Unit, snapshot and property tests
     Unit,
+    /// What the fuzzer found, again
+    Corpus,
     /// Real servers under the real probes; as root
     Live,
     /// The probes come out the same in two folders
     Reproduce,
 }
 
-const ALL: [Step; 7] =
-    [Step::Format, Step::Lint, Step::Deny, Step::Core, Step::Unit, Step::Live, Step::Reproduce];
+const ALL: [Step; 8] =
+    [Step::Format, Step::Lint, Step::Deny, Step::Core, Step::Unit, Step::Corpus, Step::Live, Step::Reproduce];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let toolchain = setup::ensure(true)?;
@@ -51,7 +53,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Step::Deny => deny(&toolchain)?,
             Step::Core => core(&toolchain)?,
             Step::Unit => unit(&toolchain)?,
-            Step::Live => live(&toolchain)?,
+            Step::Corpus => fuzz::replay(&toolchain)?,
+            Step::Live => live(&toolchain, &[])?,
             Step::Reproduce => reproduce(&toolchain)?,
         }
     }
@@ -126,7 +129,7 @@ fn unit(toolchain: &Toolchain) -> Result<()> {
 
 /// The tests are built as whoever calls, and run as root: one after the other, since each has its own
 /// probes and its own load on two cores.
-fn live(toolchain: &Toolchain) -> Result<()> {
+pub(crate) fn live(toolchain: &Toolchain, more: &[&str]) -> Result<()> {
     let build = "build --release --locked --package tracer-agent --package workloads";
     shell::run(&mut cargo(toolchain, build))?;
     let test = "test --package tracer-tests --locked --test live --no-run --message-format=json";
@@ -141,7 +144,7 @@ fn live(toolchain: &Toolchain) -> Result<()> {
     let programs = shell::target().join("release").canonicalize()?;
     let python = setup::python().canonicalize()?;
     let variables = [("TRACER_BIN", programs.as_os_str()), ("TRACER_PYTHON", python.as_os_str())];
-    shell::run(shell::as_root(&variables, &program).arg("--test-threads=1"))
+    shell::run(shell::as_root(&variables, &program).arg("--test-threads=1").args(more))
 }
 
 /// The executable in cargo's messages: one JSON object a line.

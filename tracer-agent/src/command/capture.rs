@@ -56,6 +56,10 @@ pub(crate) struct Bounds {
     /// Memory for connections and the bytes they hold; past it the oldest go, counted
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Bounds")]
     pub(crate) memory: Option<u64>,
+
+    /// The probes copy what nobody needs too: for the benchmark, to show what it saves not to
+    #[arg(long, hide = true)]
+    pub(crate) copy_all: bool,
 }
 
 #[derive(Args, Debug)]
@@ -165,6 +169,7 @@ pub(crate) fn run(
         };
         let mut session = Session::start(probes, selection, limits, outputs)?;
         session.count = bounds.count;
+        session.copy_all = bounds.copy_all;
         let mut command = start(chosen, &told, later, &mut session)?;
         let ended = watch(&mut session, &mut signals, &mut command, bounds.time).await?;
         let finished = session.finish(FLUSH)?;

@@ -69,6 +69,8 @@ pub struct Session {
     /// Spans so far, and how many are wanted.
     pub spans: u64,
     pub count: Option<u64>,
+    /// The probes are not told what they need not copy.
+    pub copy_all: bool,
     last_tick: u64,
     last_clock: u64,
     records_at_tick: u64,
@@ -106,6 +108,7 @@ impl Session {
             outputs,
             spans: 0,
             count: None,
+            copy_all: false,
             last_tick: clock::monotonic(),
             last_clock: 0,
             records_at_tick: 0,
@@ -354,7 +357,9 @@ impl Session {
 
     fn deliver(&mut self) {
         while let Some(quiet) = self.pipeline.poll_quiet() {
-            self.probes.quiet(&quiet);
+            if !self.copy_all {
+                self.probes.quiet(&quiet);
+            }
         }
         while let Some(span) = self.pipeline.poll_output() {
             if self.count.is_some_and(|count| self.spans >= count) {
