@@ -1,7 +1,7 @@
 //! The probes: loaded one by one, attached, and taken away again. Nothing is pinned: when the
 //! program ends, in whatever way, the kernel drops them with its file descriptors.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
@@ -51,8 +51,17 @@ pub struct Probes {
 type Kept = [u8; size_of::<ConnectionState>()];
 
 impl Probes {
-    /// Loads and attaches everything. `ring` is a power of two.
+    /// Loads and attaches everything. `ring` is a power of two. In a thread of its own: the kernel's type
+    /// information takes many small allocations for a moment, and what a thread has freed goes back to
+    /// the system with it.
     pub fn load(ring: u32, selection: &Selection) -> Result<(Self, RingBuf<MapData>)> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| Self::load_all(ring, selection));
+            thread.join().unwrap_or_else(|_| bail!("the thread that loads the probes failed"))
+        })
+    }
+
+    fn load_all(ring: u32, selection: &Selection) -> Result<(Self, RingBuf<MapData>)> {
         let offsets = layout::offsets()?;
         let btf = Btf::from_sys_fs().context("the kernel's type information cannot be read")?;
         let mut loader = EbpfLoader::new();
