@@ -3,6 +3,8 @@
 //! Servers under a fixed number of requests, without the tracer and with it, interleaved. Costs are the
 //! processor time of each process, by its own clock; in the VM of `--vm` that clock counts instructions.
 
+#![allow(clippy::disallowed_methods, reason = "it measures time, and waits for it to pass")]
+
 mod measure;
 mod process;
 mod server;
