@@ -187,8 +187,8 @@ fn haproxy_is_seen_exactly() {
     assert_relayed(&traced, &truth);
 }
 
-/// Content of a known length that comes faster than it can be copied costs no exchange: what was lost of it
-/// is counted. Where the length is found only in the content, the speed is that of a network.
+/// Content of a known length as fast as it can be moved. Where the length is found only in the content, all
+/// of it has to be copied: there the speed is that of a network.
 #[test]
 fn a_go_server_with_100_megabytes_is_seen_exactly() {
     let folder = Folder::new("go-large");
@@ -212,7 +212,7 @@ fn a_go_server_with_100_megabytes_is_seen_exactly() {
     curl(&chunked, "ok/chunked");
     let truth = server.wait_logged(13);
     let traced = tracer.finish();
-    traced.assert_balanced();
+    traced.assert_complete();
     assert_same(&traced.exchanges("SERVER"), &truth);
     let large = |span: &&serde_json::Value| span["attributes"]["http.request.body.size"] == 100 << 20;
     assert_eq!(traced.spans.iter().filter(large).count(), 7);
@@ -271,4 +271,35 @@ fn connections_that_come_and_go_leave_nothing_behind() {
     assert_same(&traced.exchanges("SERVER"), &truth);
     println!("memory after 5 s and after {seconds} s more: {memory:?} KiB");
     assert!(memory[1] < memory[0] + 4 * 1024, "memory grows: {memory:?} KiB");
+}
+
+/// Whose bytes cannot be read are counted, and told by name.
+#[test]
+fn io_uring_and_32_bit_tasks_are_named() {
+    let folder = Folder::new("named");
+    let server = Server::go(&folder);
+    let port = server.address.rsplit(':').next().expect("a port").to_owned();
+    let compile = |name: &str, options: &[&str]| {
+        let program = folder.path(name);
+        let source = workload(&format!("{name}.c"));
+        run(Command::new("cc").args(options).arg("-o").arg(&program).arg(source));
+        program.display().to_string()
+    };
+    let defined = format!("-DPORT={port}");
+    let old = compile("task32", &["-m32", "-nostdlib", "-static", "-fno-stack-protector", &defined]);
+    let ring = compile("uring", &["-O1"]);
+    for (arguments, name) in [(vec![old.as_str()], "by 32-bit tasks"), (vec![&ring, &port], "by io_uring")] {
+        let mut all = vec!["--"];
+        all.extend(arguments);
+        let traced = Tracer::start("trace", &all).wait();
+        assert!(traced.status.success(), "{}", traced.errors);
+        traced.assert_complete();
+        assert_eq!(traced.spans.len(), 0);
+        assert!(
+            traced.ledger().contains(name) && traced.ledger().contains(" not copied"),
+            "{}",
+            traced.ledger()
+        );
+    }
+    assert_eq!(server.wait_logged(2).len(), 2);
 }

@@ -178,6 +178,9 @@ impl Ledger {
         buckets.add(Bucket::Lost, self.lost());
         buckets.add(Bucket::OtherSockets, self.sum([Counter::OtherSent, Counter::OtherReceived]));
         buckets.add(Bucket::BeforeSelection, self.before);
+        buckets.add(Bucket::Unknown, self.counter(Counter::IgnoredUnknown));
+        buckets.add(Bucket::Encrypted, self.counter(Counter::IgnoredEncrypted));
+        buckets.add(Bucket::Unparsed, self.counter(Counter::IgnoredOther));
         buckets
     }
 

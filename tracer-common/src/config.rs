@@ -56,8 +56,12 @@ pub enum Counter {
     OtherReceived = 6,
     /// Chosen processes that did not fit into the selection map.
     SelectionFull = 7,
+    /// Bytes of connections that the agent ignores, by the reason: of no known protocol, encrypted, others.
+    IgnoredUnknown = 8,
+    IgnoredEncrypted = 9,
+    IgnoredOther = 10,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 11;
 }

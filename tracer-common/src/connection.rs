@@ -73,11 +73,21 @@ pub struct ConnectionState {
     /// By direction, where the last call ended, and the bases that this was counted with.
     pub positions: [u64; 2],
     pub bases: [u32; 2],
+    /// Not 0 if the agent wants to be told nothing of it any more: one of [`ignored`], which it writes.
+    pub ignored: u32,
+    pub padding: u32,
+}
+
+/// What bytes of an ignored connection are counted as.
+pub mod ignored {
+    pub const UNKNOWN: u32 = 1;
+    pub const ENCRYPTED: u32 = 2;
+    pub const OTHER: u32 = 3;
 }
 
 /// Value of the map of what need not be copied, by socket cookie, which the agent alone writes. By
-/// direction: calls that end at or before this position are told by their length alone; for content
-/// that the agent knows the length of, and for connections that it cannot read.
+/// direction: calls that end at or before this position are told by their length alone, for content
+/// that the agent knows the length of.
 pub type Quiet = [u64; 2];
 
 /// Shorter calls are not looked up: to copy them costs no more.

@@ -142,7 +142,7 @@ pub mod omitted {
             CALL => "by calls that are not followed",
             DISCARDED => "received into nowhere",
             IOVECS => "in more pieces than are followed",
-            QUIET => "of content or of an unknown protocol, not asked for",
+            QUIET => "of content, not asked for",
             CROWDED => "while the ring was filling",
             IO_URING => "by io_uring",
             TASK_32_BIT => "by 32-bit tasks",

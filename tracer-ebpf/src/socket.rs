@@ -7,7 +7,9 @@ use aya_ebpf::{
 };
 use tracer_common::{
     config::Counter,
-    connection::{AF_INET6, AF_UNIX, COUNTED_START, ConnectionState, Direction, QUIET_CALL_MIN, Role},
+    connection::{
+        AF_INET6, AF_UNIX, COUNTED_START, ConnectionState, Direction, QUIET_CALL_MIN, Role, ignored,
+    },
     record::{Closed, Data, Ended, Header, Opened, OpenedUnix, Shut, kind, omitted},
 };
 
@@ -172,6 +174,15 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
         }
         return 0;
     };
+    if result > 0 && state.ignored != 0 {
+        let counter = match state.ignored {
+            ignored::UNKNOWN => Counter::IgnoredUnknown,
+            ignored::ENCRYPTED => Counter::IgnoredEncrypted,
+            _ => Counter::IgnoredOther,
+        };
+        count(counter, result as u64);
+        return 0;
+    }
     let positions = match &tcp {
         Some(tcp) => tcp.positions(state.role == Role::Client as u32),
         None => counted(state, sent, result),

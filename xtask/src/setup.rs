@@ -16,7 +16,8 @@ const LINKER: &str = "0.13";
 const DEBIAN_RUST: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
 /// What the live tests run, and the package that has it.
-const TEST_PROGRAMS: [(&str, &str); 9] = [
+const TEST_PROGRAMS: [(&str, &str); 10] = [
+    ("cc", "gcc"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
     ("wget", "wget"),

@@ -234,7 +234,7 @@ fn names(found: &BTreeMap<u32, String>) -> String {
         .map(|(process, command)| format!("{process} ({})", text::plain(command)))
         .collect();
     match found.len() {
-        0 => return "no process".to_owned(),
+        0 => return "no process yet".to_owned(),
         more if more > NAMED => words.push(format!("{} more", more - NAMED)),
         _ => {}
     }

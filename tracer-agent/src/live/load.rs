@@ -9,11 +9,12 @@ use aya::{
 };
 use tracer_common::{
     config::{Counter, File, NAME_SIZE, selected},
-    connection::{self, ConnectionState},
+    connection::{self, ConnectionState, ignored},
 };
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::{layout, select::Selection};
-use crate::pipeline::Quiet;
+use crate::{pipeline::Quiet, stats::Bucket};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf"));
 
@@ -47,7 +48,10 @@ pub struct Probes {
     quiet: HashMap<MapData, u64, connection::Quiet>,
 }
 
-/// [`ConnectionState`] as bytes: the agent never looks into it.
+/// An entry that is gone stays gone (include/uapi/linux/bpf.h).
+const BPF_EXIST: u64 = 2;
+
+/// [`ConnectionState`] as bytes.
 type Kept = [u8; size_of::<ConnectionState>()];
 
 impl Probes {
@@ -134,7 +138,25 @@ impl Probes {
 
     /// Tells the probes what they need not copy. What fails is a saving.
     pub fn quiet(&mut self, quiet: &Quiet) {
-        let _ = self.quiet.insert(quiet.cookie, quiet.until, 0);
+        match quiet {
+            Quiet::Until { cookie, until } => {
+                let _ = self.quiet.insert(cookie, until, 0);
+            }
+            Quiet::Ignore { cookie, bucket } => {
+                // The probes may write the other fields at the same time: of a connection that is ignored
+                // nobody needs them.
+                let Ok(kept) = self.connections.get(cookie, 0) else { return };
+                let Ok(mut state) = ConnectionState::read_from_bytes(&kept) else { return };
+                state.ignored = match bucket {
+                    Bucket::Unknown => ignored::UNKNOWN,
+                    Bucket::Encrypted => ignored::ENCRYPTED,
+                    _ => ignored::OTHER,
+                };
+                if let Ok(kept) = <Kept>::try_from(state.as_bytes()) {
+                    let _ = self.connections.insert(cookie, kept, BPF_EXIST);
+                }
+            }
+        }
     }
 
     /// Whether a process is left that was named by its id, or a child of one.

@@ -273,12 +273,18 @@ impl fmt::Display for Selection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut words: Vec<String> = Vec::new();
         words.extend(self.pids.iter().map(|pid| format!("--pid {pid}")));
-        words.extend(self.commands.iter().map(|pattern| format!("--command {}", pattern.text)));
-        words.extend(self.executables.iter().map(|pattern| format!("--exe {}", pattern.text)));
+        words.extend(self.commands.iter().map(|pattern| format!("--command {}", quoted(&pattern.text))));
+        words.extend(self.executables.iter().map(|pattern| format!("--exe {}", quoted(&pattern.text))));
         words.extend(self.ports.iter().map(|port| format!("--port {port}")));
         words.extend(self.cgroups.iter().map(|cgroup| format!("--cgroup {}", cgroup.text)));
         f.write_str(&words.join(" "))
     }
+}
+
+/// As it has to be typed.
+fn quoted(text: &str) -> String {
+    let plain = |char: char| char.is_ascii_alphanumeric() || "/._-+:@".contains(char);
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 impl Cgroup {

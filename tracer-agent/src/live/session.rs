@@ -461,6 +461,8 @@ fn ledger_total(counters: &[u64; tracer_common::config::Counter::COUNT as usize]
     (count(Counter::MovedSent) + count(Counter::MovedReceived))
         .saturating_sub(count(Counter::LostSent) + count(Counter::LostReceived))
         .saturating_sub(count(Counter::OtherSent) + count(Counter::OtherReceived))
+        .saturating_sub(count(Counter::IgnoredUnknown) + count(Counter::IgnoredEncrypted))
+        .saturating_sub(count(Counter::IgnoredOther))
 }
 
 /// By the edge: a wait does not end for records that are there, only when a probe calls.

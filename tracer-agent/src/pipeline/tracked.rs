@@ -38,8 +38,16 @@ pub(super) struct Tracked {
     pub(super) wait: Option<(Direction, u64, u64)>,
     /// As last added to the sum.
     pub(super) held: usize,
-    /// By direction, until where the kernel was told that it need not copy.
+    /// By direction, until where the kernel was told that it need not copy; and whether it was told that
+    /// nothing is wanted at all.
     quiet: [u64; 2],
+    hushed: bool,
+}
+
+/// What the kernel need not tell of a connection.
+pub(super) enum Hush {
+    Until([u64; 2]),
+    All(Bucket),
 }
 
 pub(super) enum State {
@@ -130,18 +138,20 @@ impl Tracked {
         CONNECTION_COST + self.connection.held() + self.exchanges.held() + session
     }
 
-    /// By direction, until where the kernel need not copy, if that has changed.
-    pub(super) fn poll_quiet(&mut self) -> Option<[u64; 2]> {
+    /// What the kernel need not tell, if that has changed.
+    pub(super) fn poll_quiet(&mut self) -> Option<Hush> {
+        if let State::Ignored(bucket) = self.state {
+            return (!std::mem::replace(&mut self.hushed, true)).then_some(Hush::All(bucket));
+        }
         let until =
             Direction::BOTH.map(|direction| self.quiet_until(direction).max(self.quiet[direction.index()]));
         let before = std::mem::replace(&mut self.quiet, until);
-        (until != before).then_some(until)
+        (until != before).then_some(Hush::Until(until))
     }
 
     /// The kernel need not copy what lies before this position; 0 if there is nothing to save.
     fn quiet_until(&self, direction: Direction) -> u64 {
         match &self.state {
-            State::Ignored(_) => u64::MAX,
             State::Speaking(speaking) if self.connection.positions_are_the_kernels() => {
                 let side = if direction == speaking.spoken.requests { Side::Request } else { Side::Response };
                 let front = self.connection.streams[direction.index()].front();
