@@ -58,7 +58,7 @@ pub enum Outcome {
 #[derive(Debug, Default)]
 pub struct Exchanges {
     /// In the order of their ids, which is that of the requests.
-    open: VecDeque<(u64, Box<Progress>)>,
+    open: VecDeque<(u64, Progress)>,
     /// Bytes of memory, about.
     cost: usize,
     /// Responses whose request was not seen.
@@ -67,7 +67,7 @@ pub struct Exchanges {
 
 #[derive(Debug)]
 struct Progress {
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     ended: [bool; 2],
     /// Bytes of memory, about.
     cost: usize,
@@ -75,7 +75,7 @@ struct Progress {
 
 impl Exchanges {
     /// `marks` are those of the event's side. Returns the exchange that the event completes.
-    pub fn handle_event(&mut self, event: Event, marks: Marks<'_>) -> Option<Exchange> {
+    pub fn handle_event(&mut self, event: Event, marks: Marks<'_>) -> Option<Box<Exchange>> {
         let first = marks.at(event.start).or_else(|| marks.before(event.start));
         let first_time = first.map_or(0, |mark| mark.time);
         let last_time = marks.before(event.end).map_or(first_time, |mark| mark.time);
@@ -85,7 +85,7 @@ impl Exchanges {
         };
         if let What::Request(head) = event.what {
             let process = first.map_or(0, |mark| mark.process);
-            let progress = Box::new(Progress::start(head, process, first_time, last_time));
+            let progress = Progress::start(head, process, first_time, last_time);
             self.cost += progress.cost;
             let place = self.open.partition_point(|(open, _)| *open < id);
             self.open.insert(place, (id, progress));
@@ -141,7 +141,7 @@ impl Exchanges {
     }
 
     /// The connection has ended at `time`, for what is still open with this outcome.
-    pub fn finish(&mut self, outcome: Outcome, time: u64) -> impl Iterator<Item = Exchange> + use<> {
+    pub fn finish(&mut self, outcome: Outcome, time: u64) -> impl Iterator<Item = Box<Exchange>> + use<> {
         self.cost = 0;
         std::mem::take(&mut self.open).into_iter().map(move |(_, progress)| {
             let mut exchange = progress.exchange;
@@ -160,7 +160,7 @@ impl Exchanges {
 
     /// The exchanges that go on, the oldest first; whether the response is over.
     pub fn open(&self) -> impl Iterator<Item = (&Exchange, bool)> {
-        self.open.iter().map(|(_, progress)| (&progress.exchange, progress.ended[Side::Response.index()]))
+        self.open.iter().map(|(_, progress)| (&*progress.exchange, progress.ended[Side::Response.index()]))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -184,8 +184,8 @@ impl Progress {
     fn start(request: RequestHead, process: u32, start: u64, end: u64) -> Self {
         Self {
             ended: [false; 2],
-            cost: size_of::<Self>() + request.cost(),
-            exchange: Exchange {
+            cost: size_of::<Self>() + size_of::<Exchange>() + request.cost(),
+            exchange: Box::new(Exchange {
                 process,
                 request,
                 response: None,
@@ -201,7 +201,7 @@ impl Progress {
                 attributes: Attributes::new(),
                 outcome: Outcome::Open,
                 cut: [false; 2],
-            },
+            }),
         }
     }
 }

@@ -91,13 +91,13 @@ impl Spans {
 
     pub fn make(
         &mut self,
-        exchange: Exchange,
+        mut exchange: Box<Exchange>,
         kind: Kind,
         protocol: &'static str,
         ends: Option<&Ends>,
         resource: Arc<Resource>,
     ) -> Span {
-        let request = exchange.request;
+        let request = std::mem::take(&mut exchange.request);
         let id = self.id();
         let (trace, parent, trace_flags) = match request.parent {
             Some(parent) => (parent.trace, Some(parent.span), parent.flags),
@@ -128,7 +128,7 @@ impl Spans {
         if let Some(error) = error {
             attributes.push(Attribute::text("error.type", error));
         }
-        attributes.extend(exchange.attributes);
+        attributes.extend(exchange.attributes.drain(..));
         if let Some(ends) = ends {
             ends.describe(&mut attributes, kind);
         }
@@ -148,7 +148,7 @@ impl Spans {
         events.extend(
             exchange
                 .interim
-                .into_iter()
+                .drain(..)
                 .map(|(time, attributes)| moment("tracer.response.interim", time, attributes)),
         );
         if let Some(first) = exchange.response_start {

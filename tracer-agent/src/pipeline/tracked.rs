@@ -93,7 +93,7 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    pub(super) fn emit(&mut self, exchange: Exchange, connection: &Connection, spoken: Spoken) {
+    pub(super) fn emit(&mut self, exchange: Box<Exchange>, connection: &Connection, spoken: Spoken) {
         let kind = kind(spoken.requests);
         self.ledger.exchanges += 1;
         self.ledger.partial += (exchange.cut != [false; 2]) as u64;
