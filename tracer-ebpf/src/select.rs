@@ -96,7 +96,8 @@ pub(crate) fn fork(parent: u32, child: u32, task: Typed) -> (Choice, u32) {
 /// Returns what the process meets with its new program.
 #[inline(always)]
 pub(crate) fn execute(process: u32, binary: u64) -> (Choice, u32) {
-    let mut after = met(process) & selected::SURVIVES_EXEC;
+    let before = met(process);
+    let mut after = before & selected::SURVIVES_EXEC;
     let file: u64 = read_kernel(binary, offset!(BINPRM_FILE));
     if required() & selected::COMMAND != 0 && (has_name() || file_has_name(file)) {
         after |= selected::COMMAND;
@@ -104,7 +105,10 @@ pub(crate) fn execute(process: u32, binary: u64) -> (Choice, u32) {
     if required() & selected::EXECUTABLE != 0 && is_executable(file) {
         after |= selected::EXECUTABLE;
     }
-    keep(process, after);
+    // The agent may be about to choose it: what has not changed is not written.
+    if after != before {
+        keep(process, after);
+    }
     if is_enough(after) {
         return (Choice::Chosen, after);
     }
