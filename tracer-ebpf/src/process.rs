@@ -50,14 +50,14 @@ pub fn sched_process_exec(context: BtfTracePointContext) -> i32 {
 pub fn sched_process_exit(context: BtfTracePointContext) -> i32 {
     let task = Typed(context.arg(0));
     let process: u32 = task.load(offset!(TASK_TGID));
-    if select::is_chosen(process) {
+    let chosen = select::is_chosen(process);
+    if chosen {
         // It may have been killed inside a call.
         syscall::forget_messages();
     }
     let alive: i32 = task.follow(offset!(TASK_SIGNAL)).load(offset!(SIGNAL_LIVE));
     if alive == 0 {
         let met = select::met(process);
-        let chosen = select::is_chosen(process);
         select::exit(process);
         if chosen {
             tell(kind::EXITED, process, 0, met, [0; 16]);

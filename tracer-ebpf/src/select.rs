@@ -105,16 +105,7 @@ pub(crate) fn execute(process: u32, binary: u64) -> (Choice, u32) {
     if required() & selected::EXECUTABLE != 0 && is_executable(file) {
         after |= selected::EXECUTABLE;
     }
-    // The agent may be about to choose it: what has not changed is not written.
-    if after != before {
-        keep(process, after);
-    }
-    if is_enough(after) {
-        return (Choice::Chosen, after);
-    }
-    let agent = constant(&DECIDED_BY_AGENT) as u32;
-    let open = agent != 0 && is_enough(after | agent);
-    (if open { ask(process) } else { Choice::No }, after)
+    (settle(process, before, after), after)
 }
 
 /// A process listens on a port. Returns what it meets, if that is news.
@@ -129,13 +120,7 @@ pub(crate) fn listen(process: u32, port: u16) -> (Choice, u32) {
         return (Choice::No, before);
     }
     let after = before | selected::PORT;
-    keep(process, after);
-    if is_enough(after) {
-        return (Choice::Chosen, after);
-    }
-    let agent = constant(&DECIDED_BY_AGENT) as u32;
-    let open = agent != 0 && is_enough(after | agent);
-    (if open { ask(process) } else { Choice::No }, after)
+    (settle(process, before, after), after)
 }
 
 /// A process has come into another cgroup.
@@ -146,13 +131,24 @@ pub(crate) fn attach(process: u32, task: Typed) -> (Choice, u32) {
     if after == before {
         return (Choice::No, before);
     }
-    keep(process, after);
-    if is_enough(after) {
-        return (Choice::Chosen, after);
+    (settle(process, before, after), after)
+}
+
+/// What comes of what a process meets now. The agent may be about to choose it: what has not changed is not
+/// written.
+#[inline(always)]
+fn settle(process: u32, before: u32, after: u32) -> Choice {
+    if after != before {
+        keep(process, after);
     }
     let agent = constant(&DECIDED_BY_AGENT) as u32;
-    let open = agent != 0 && after & selected::CGROUP != 0 && is_enough(after | agent);
-    (if open { ask(process) } else { Choice::No }, after)
+    if is_enough(after) {
+        Choice::Chosen
+    } else if agent != 0 && is_enough(after | agent) {
+        ask(process)
+    } else {
+        Choice::No
+    }
 }
 
 #[inline(always)]
