@@ -175,12 +175,6 @@ pub struct FirstEnd {
     pub time: u64,
 }
 
-impl FirstEnd {
-    pub fn in_order(side: Direction, time: u64) -> Self {
-        Self { side, reset: false, time }
-    }
-}
-
 impl Connection {
     pub fn open_unix(&mut self, opened: &OpenedUnix) {
         self.ends = Some(Ends::of_unix(opened));

@@ -47,7 +47,7 @@ impl StatusPattern {
 }
 
 /// `*` stands for anything, also for a slash.
-pub fn path_pattern(text: &str) -> Result<GlobMatcher, String> {
+pub fn glob(text: &str) -> Result<GlobMatcher, String> {
     let glob = GlobBuilder::new(text).build().map_err(|error| format!("`{text}` is no pattern: {error}"))?;
     Ok(glob.compile_matcher())
 }

@@ -14,7 +14,7 @@ use tracer_common::{
     record::{Closed, Data, Ended, Opened, OpenedUnix, Shut},
 };
 
-use self::tracked::{CONNECTION_COST, CONNECTION_HELD_MAX, Hush, Run, State, Tracked};
+use self::tracked::{CONNECTION_COST, CONNECTION_HELD_MAX, Run, State, Tracked};
 use crate::{
     capture::Record,
     connection::{Arrival, Place, stream::Ending},
@@ -49,13 +49,19 @@ const POSITION_MAX: u64 = 1 << 62;
 /// Words to the kernel that wait for somebody to take them: a replay takes none.
 const QUIET_MAX: usize = 1024;
 
-/// What the kernel need not copy.
+/// What the kernel need not tell of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quiet {
-    /// Bytes that lie before the position, by direction.
-    Until { cookie: u64, until: [u64; 2] },
-    /// All that comes is counted there.
-    Ignore { cookie: u64, bucket: Bucket },
+pub struct Quiet {
+    pub cookie: u64,
+    pub hush: Hush,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hush {
+    /// Bytes that lie before the position, by direction: their length is enough.
+    Until([u64; 2]),
+    /// Anything: what comes is counted there.
+    All(Bucket),
 }
 
 /// An exchange that was not over when the capture ended.
@@ -318,11 +324,8 @@ impl Pipeline {
         let (quiet, waits, held) = (tracked.poll_quiet(), tracked.waits_since().is_some(), tracked.cost());
         let before = std::mem::replace(&mut tracked.held, held);
         self.held = self.held + held - before;
-        if let Some(quiet) = quiet {
-            self.quiet.push_back(match quiet {
-                Hush::Until(until) => Quiet::Until { cookie, until },
-                Hush::All(bucket) => Quiet::Ignore { cookie, bucket },
-            });
+        if let Some(hush) = quiet {
+            self.quiet.push_back(Quiet { cookie, hush });
             if self.quiet.len() > QUIET_MAX {
                 self.quiet.pop_front();
             }

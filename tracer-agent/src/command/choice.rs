@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use clap::{Args, builder::PossibleValuesParser};
 use globset::GlobMatcher;
 use tracer_agent::{
-    filter::{Filter, StatusPattern, path_pattern},
+    filter::{Filter, StatusPattern, glob},
     live::select::Selection,
     protocol::PROTOCOLS,
 };
@@ -70,7 +70,7 @@ pub(crate) struct FilterArguments {
     statuses: Vec<StatusPattern>,
 
     /// Requests for this path; a pattern such as '/api/*', where * stands for slashes too
-    #[arg(long = "path", value_name = "GLOB", value_parser = path_pattern)]
+    #[arg(long = "path", value_name = "GLOB", value_parser = glob)]
     paths: Vec<GlobMatcher>,
 
     /// Exchanges that took at least as long (200ms, 1s)

@@ -78,7 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
 fn listing(selection: &Selection, seen: BTreeMap<u32, (Seen, u32)>) -> Listing {
     let mut listing = Listing { matches: Vec::new(), nearly: Vec::new(), processes: seen.len() };
     for (pid, (seen, met)) in seen {
-        let (list, reason) = if met & selection.required() == selection.required() {
+        let (list, reason) = if selection.is_met(met) {
             (&mut listing.matches, kinds(met))
         } else if let Some(reason) = selection.nearly(pid, &seen, met) {
             (&mut listing.nearly, reason)

@@ -66,7 +66,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
             outputs.deliver_waiting(span);
         }
     }
-    if let Some(sender) = outputs.sender {
+    if let Some(mut sender) = outputs.sender {
+        sender.flush_waiting();
         eprintln!("{}", sender.finish(FLUSH));
     }
     outputs.printer.finish(FLUSH)?;

@@ -18,7 +18,7 @@ const LISTEN: &str = "0A";
 /// What a process shows of itself.
 #[derive(Debug, Default)]
 pub struct Seen {
-    folder: PathBuf,
+    pub folder: PathBuf,
     pub command: String,
     /// The path of its file, as the process has it.
     pub executable: Option<String>,
@@ -48,8 +48,7 @@ impl Seen {
 
     /// The file that it runs, as the kernel knows it.
     pub fn file(&self) -> Option<File> {
-        let file = fs::metadata(self.folder.join("exe")).ok()?;
-        Some([kernel_device(file.dev()), file.ino()])
+        file(&self.folder.join("exe"))
     }
 
     /// The last parts of the first words of its command line.
@@ -111,6 +110,12 @@ fn inodes(folder: &Path) -> impl Iterator<Item = String> + use<> {
         let inode = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
         Some(String::from_utf8_lossy(inode).into_owned())
     })
+}
+
+/// The file that a path leads to, as the kernel knows it.
+pub fn file(path: &Path) -> Option<File> {
+    let file = fs::metadata(path).ok()?;
+    Some([kernel_device(file.dev()), file.ino()])
 }
 
 /// A device number as the kernel has it inside (`MKDEV`, include/linux/kdev_t.h).

@@ -16,25 +16,17 @@ const VARIABLES: [(&str, FactKey); 2] = [
 /// The most that is read of one file.
 const READ_MAX: u64 = 1 << 20;
 
-/// Records of what is known of a process; none if it is gone.
-pub fn of(process: u32, now: u64) -> Vec<Vec<u8>> {
-    let folder = Path::new("/proc").join(process.to_string());
+/// Records of what is known of a process.
+pub fn of(seen: &Seen, process: u32, now: u64) -> Vec<Vec<u8>> {
     let mut facts = Vec::new();
     let mut tell = |key, value: &str| {
         if !value.is_empty() {
             facts.push(own::fact(now, process, key, value));
         }
     };
-    if let Ok(path) = fs::read_link(folder.join("exe"))
-        && let Some(name) = path.file_name()
-    {
-        let name = name.to_string_lossy();
-        tell(FactKey::Executable, name.strip_suffix(" (deleted)").unwrap_or(&name));
-    } else if let Ok(command) = fs::read_to_string(folder.join("comm")) {
-        // Readable without any privilege; cut after 15 bytes.
-        tell(FactKey::Executable, command.trim_end());
-    }
-    if let Some(environment) = read(&folder.join("environ")) {
+    // The name alone is readable without any privilege; it is cut after 15 bytes.
+    tell(FactKey::Executable, seen.executable_name().unwrap_or(&seen.command));
+    if let Some(environment) = read(&seen.folder.join("environ")) {
         for variable in environment.split(|byte| *byte == 0) {
             for (name, key) in VARIABLES {
                 if let Some(value) = variable.strip_prefix(name.as_bytes()) {
@@ -43,12 +35,7 @@ pub fn of(process: u32, now: u64) -> Vec<Vec<u8>> {
             }
         }
     }
-    if let Some(cgroups) = read(&folder.join("cgroup")) {
-        let cgroups = String::from_utf8_lossy(&cgroups);
-        if let Some(path) = cgroups.lines().find_map(|line| line.strip_prefix("0::")) {
-            tell(FactKey::Cgroup, path);
-        }
-    }
+    tell(FactKey::Cgroup, seen.cgroup.as_deref().unwrap_or_default());
     facts
 }
 

@@ -8,13 +8,16 @@ use aya::{
     programs::{BtfTracePoint, ProgramError},
 };
 use tracer_common::{
-    config::{Counter, File, NAME_SIZE, selected},
+    config::{Counter, NAME_SIZE, selected},
     connection::{self, ConnectionState, ignored},
 };
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{layout, select::Selection};
-use crate::{pipeline::Quiet, stats::Bucket};
+use crate::{
+    pipeline::{Hush, Quiet},
+    stats::Bucket,
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf"));
 
@@ -90,7 +93,7 @@ impl Probes {
         let records = RingBuf::try_from(map(&mut ebpf, "RECORDS")?)?;
         // Before anything is attached: no process is missed.
         fill(&mut ebpf, "NAMES", selection.names())?;
-        fill::<File>(&mut ebpf, "EXECUTABLES", selection.files())?;
+        fill(&mut ebpf, "EXECUTABLES", selection.files().iter().copied())?;
         fill(&mut ebpf, "PORTS", selection.ports().iter().copied())?;
         fill(&mut ebpf, "CGROUPS", selection.cgroup_ids())?;
         for name in PROGRAMS {
@@ -138,11 +141,12 @@ impl Probes {
 
     /// Tells the probes what they need not copy. What fails is a saving.
     pub fn quiet(&mut self, quiet: &Quiet) {
-        match quiet {
-            Quiet::Until { cookie, until } => {
+        let Quiet { cookie, hush } = quiet;
+        match hush {
+            Hush::Until(until) => {
                 let _ = self.quiet.insert(cookie, until, 0);
             }
-            Quiet::Ignore { cookie, bucket } => {
+            Hush::All(bucket) => {
                 // The probes may write the other fields at the same time: of a connection that is ignored
                 // nobody needs them.
                 let Ok(kept) = self.connections.get(cookie, 0) else { return };

@@ -8,14 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
-use globset::{GlobBuilder, GlobMatcher};
+use anyhow::{Context, Error, Result, anyhow, bail};
+use globset::GlobMatcher;
 use tracer_common::config::{File, NAME_SIZE, selected};
 
 use super::{
-    discover::{self, Seen, kernel_device},
+    discover::{self, Seen},
     load::name_key,
 };
+use crate::filter;
 
 /// The kernel cuts the name of a process (`TASK_COMM_LEN`).
 const COMMAND_MAX: usize = 15;
@@ -37,6 +38,8 @@ pub struct Selection {
     executables: Vec<Pattern>,
     ports: BTreeSet<u16>,
     cgroups: Vec<Cgroup>,
+    /// Those that exact paths of executables lead to.
+    files: Vec<File>,
     /// Processes are named by what becomes of a command that is yet to be started.
     starts_command: bool,
 }
@@ -61,10 +64,7 @@ impl Pattern {
             bail!("an empty pattern matches nothing");
         }
         let is_glob = text.contains(['*', '?', '[', '{']);
-        let glob = is_glob
-            .then(|| GlobBuilder::new(text).build().map(|glob| glob.compile_matcher()))
-            .transpose()
-            .with_context(|| format!("`{text}` is no pattern"))?;
+        let glob = is_glob.then(|| filter::glob(text)).transpose().map_err(Error::msg)?;
         Ok(Self { text: text.to_owned(), glob })
     }
 
@@ -92,10 +92,16 @@ impl Selection {
         let patterns = |texts: &[String]| -> Result<Vec<Pattern>> {
             texts.iter().map(|text| Pattern::new(text)).collect()
         };
+        let executables = patterns(executables)?;
         Ok(Self {
             pids: pids.iter().copied().collect(),
             commands: patterns(commands)?,
-            executables: patterns(executables)?,
+            files: executables
+                .iter()
+                .filter(|path| path.is_exact())
+                .filter_map(|path| discover::file(Path::new(&path.text)))
+                .collect(),
+            executables,
             ports: ports.iter().copied().collect(),
             cgroups: cgroups.iter().map(|text| Cgroup::find(text)).collect::<Result<_>>()?,
             starts_command,
@@ -116,6 +122,11 @@ impl Selection {
             (selected::CGROUP, !self.cgroups.is_empty()),
         ];
         kinds.into_iter().filter(|(_, used)| *used).map(|(kind, _)| kind).sum()
+    }
+
+    /// Whether what a process meets is enough for it to be chosen.
+    pub fn is_met(&self, met: u32) -> bool {
+        met & self.required() == self.required()
     }
 
     /// Whether processes that are not there yet, and no children of those that are, can meet it.
@@ -139,13 +150,8 @@ impl Selection {
     }
 
     /// Files that the probes compare.
-    pub fn files(&self) -> Vec<File> {
-        self.executables
-            .iter()
-            .filter(|path| path.is_exact())
-            .filter_map(|path| fs::metadata(&path.text).ok())
-            .map(|file| [kernel_device(file.dev()), file.ino()])
-            .collect()
+    pub fn files(&self) -> &[File] {
+        &self.files
     }
 
     pub fn ports(&self) -> &BTreeSet<u16> {
@@ -173,7 +179,7 @@ impl Selection {
         }
         // By its path, or as the same file by another.
         let is_same = |path: &str| self.executables.iter().any(|pattern| pattern.matches(path));
-        let is_file = || process.file().is_some_and(|file| self.files().contains(&file));
+        let is_file = || process.file().is_some_and(|file| self.files.contains(&file));
         if !self.executables.is_empty() && (process.executable.as_deref().is_some_and(is_same) || is_file()) {
             met |= selected::EXECUTABLE;
         }
@@ -362,6 +368,7 @@ mod tests {
 
     #[test]
     fn devices_are_as_the_kernel_has_them() {
+        let kernel_device = discover::kernel_device;
         assert_eq!(kernel_device(rustix::fs::makedev(253, 0)), 253 << 20);
         assert_eq!(kernel_device(rustix::fs::makedev(8, 300)), 8 << 20 | 300);
     }

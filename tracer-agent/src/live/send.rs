@@ -168,24 +168,24 @@ impl Sender {
     }
 
     fn flush(&mut self) {
-        let Some(encoded) = self.take() else { return };
-        let spans = encoded.spans as u64;
-        if self.queue.as_ref().is_none_or(|queue| queue.try_send(encoded).is_err()) {
-            self.counts.dropped.fetch_add(spans, Relaxed);
-        }
+        self.hand_over(|queue, batch| queue.try_send(batch).is_ok());
     }
 
-    fn flush_waiting(&mut self) {
-        let Some(encoded) = self.take() else { return };
-        let spans = encoded.spans as u64;
-        if self.queue.as_ref().is_none_or(|queue| queue.blocking_send(encoded).is_err()) {
-            self.counts.dropped.fetch_add(spans, Relaxed);
-        }
+    /// As far as a batch has come, when there is time to wait for room.
+    pub fn flush_waiting(&mut self) {
+        self.hand_over(|queue, batch| queue.blocking_send(batch).is_ok());
     }
 
-    fn take(&mut self) -> Option<Encoded> {
+    fn hand_over(&mut self, give: impl FnOnce(&mpsc::Sender<Encoded>, Encoded) -> bool) {
         self.since = None;
-        (self.batch.spans() > 0).then(|| self.batch.take())
+        if self.batch.spans() == 0 {
+            return;
+        }
+        let batch = self.batch.take();
+        let spans = batch.spans as u64;
+        if !self.queue.as_ref().is_some_and(|queue| give(queue, batch)) {
+            self.counts.dropped.fetch_add(spans, Relaxed);
+        }
     }
 
     /// Sends what is left, for at most as long. Returns a line that tells what became of the spans.

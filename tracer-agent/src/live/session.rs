@@ -135,8 +135,7 @@ impl Session {
         for _ in 0..SCANS {
             let mut news = false;
             for (process, (seen, met)) in self.selection.scan()? {
-                let required = self.selection.required();
-                let followed = self.probes.met(process) & required == required;
+                let followed = self.selection.is_met(self.probes.met(process));
                 if met == 0 || followed || chosen.contains_key(&process) {
                     continue;
                 }
@@ -159,16 +158,16 @@ impl Session {
 
     /// Tells the probes what a process meets. Returns whether that is enough.
     fn choose(&mut self, process: u32, seen: &Seen, met: u32) -> Result<bool> {
-        let known = self.probes.met(process);
-        let met = met | known;
-        let enough = met & self.selection.required() == self.selection.required();
+        let met = met | self.probes.met(process);
+        let enough = self.selection.is_met(met);
         let now = clock::monotonic();
         if enough {
             let mut command = [0; 16];
             let length = seen.command.len().min(command.len() - 1);
             command[..length].copy_from_slice(&seen.command.as_bytes()[..length]);
             self.handle(&own::chosen(now, process, met, command))?;
-            for fact in facts::of(process, now).into_iter().chain(facts::listening(seen, process, now)) {
+            for fact in facts::of(seen, process, now).into_iter().chain(facts::listening(seen, process, now))
+            {
                 self.handle(&fact)?;
             }
             self.chosen += 1;
@@ -323,7 +322,7 @@ impl Session {
             }
             let bytes = &bytes[..size(bytes)];
             self.outputs.record(bytes);
-            let chosen = chosen(&record, self.selection.required());
+            let chosen = chosen(&record, &self.selection);
             self.chosen += chosen.is_some() as u64;
             self.may_be_deserted |= matches!(record, Record::Process(Life::Exited, _));
             // A child is what its parent is, if that is known.
@@ -338,8 +337,10 @@ impl Session {
             if let Some(process) = ran_already {
                 self.sockets.handle_chosen(process);
             }
-            if let Some(process) = news {
-                for fact in facts::of(process.header.pid, clock::monotonic()) {
+            if let Some(process) = news.map(|process| process.header.pid)
+                && let Some(seen) = Seen::of(process)
+            {
+                for fact in facts::of(&seen, process, clock::monotonic()) {
                     self.handle(&fact)?;
                 }
             }
@@ -414,8 +415,7 @@ impl Outputs {
 
     /// Returns whether the span is one of those that are asked for.
     pub fn deliver(&mut self, span: Span) -> bool {
-        if !self.filter.matches(&span) {
-            self.filtered += 1;
+        if !self.is_asked_for(&span) {
             return false;
         }
         if let Some(sender) = &mut self.sender {
@@ -425,10 +425,15 @@ impl Outputs {
         true
     }
 
+    fn is_asked_for(&mut self, span: &Span) -> bool {
+        let matches = self.filter.matches(span);
+        self.filtered += !matches as u64;
+        matches
+    }
+
     /// For a replay, which can wait.
     pub fn deliver_waiting(&mut self, span: Span) {
-        if !self.filter.matches(&span) {
-            self.filtered += 1;
+        if !self.is_asked_for(&span) {
             return;
         }
         if let Some(sender) = &mut self.sender {
@@ -474,10 +479,10 @@ fn alarm(ring: &RingBuf<MapData>) -> Result<OwnedFd> {
 }
 
 /// The process that a record says was chosen.
-fn chosen(record: &Record<'_>, required: u32) -> Option<Process> {
+fn chosen(record: &Record<'_>, selection: &Selection) -> Option<Process> {
     match record {
         Record::Process(Life::Forked | Life::Executed | Life::Chosen, process)
-            if process.selected & required == required =>
+            if selection.is_met(process.selected) =>
         {
             Some(*process)
         }

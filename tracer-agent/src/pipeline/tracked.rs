@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use tracer_common::{connection::Direction, record::Closed};
 
-use super::OpenExchange;
+use super::{Hush, OpenExchange};
 use crate::{
     connection::{
-        Connection, FirstEnd,
+        Connection,
         stream::{After, Ending, Missing},
     },
     enrich::process::Processes,
@@ -42,12 +42,6 @@ pub(super) struct Tracked {
     /// nothing is wanted at all.
     quiet: [u64; 2],
     hushed: bool,
-}
-
-/// What the kernel need not tell of a connection.
-pub(super) enum Hush {
-    Until([u64; 2]),
-    All(Bucket),
 }
 
 pub(super) enum State {
@@ -379,8 +373,8 @@ impl Tracked {
         if self.connection.is_unix() {
             // Nobody saw the end of it. That the peer was first would show in a call.
             let time = self.connection.last_time;
-            let first = *self.connection.first_end.get_or_insert(FirstEnd::in_order(Direction::Sent, time));
-            if first.side == Direction::Sent {
+            self.connection.end(Direction::Sent, false, time);
+            if self.connection.first_end.is_some_and(|first| first.side == Direction::Sent) {
                 self.connection.streams[Direction::Sent.index()].finish(Ending::Eof);
             }
         }
