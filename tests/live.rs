@@ -1,8 +1,6 @@
 //! The real program under the real kernel, with real servers and clients: spans are compared with
 //! what the server itself logged, by exact count. As root, one test at a time: `cargo xtask test`.
 
-#[path = "live/captures.rs"]
-mod captures;
 #[path = "live/selection.rs"]
 mod selection;
 #[path = "live/servers.rs"]

@@ -322,12 +322,6 @@ impl Tracer {
         self.process.wait();
     }
 
-    pub fn has_ended(&self) -> bool {
-        fs::read_to_string(format!("/proc/{}/stat", self.id())).map_or(true, |stat| {
-            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
-        })
-    }
-
     /// Resident memory in KiB.
     pub fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the tracer runs");

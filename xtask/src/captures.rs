@@ -8,7 +8,7 @@ use crate::{setup, shell, test};
 
 pub(crate) fn run() -> Result<()> {
     let toolchain = setup::ensure(true)?;
-    test::live(&toolchain, &["--ignored", "record_captures"])?;
+    test::run_live(&toolchain, "build --bin", "record-captures", &[])?;
     for entry in std::fs::read_dir("tests/snapshots")? {
         std::fs::remove_file(entry?.path())?;
     }

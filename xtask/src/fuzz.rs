@@ -15,6 +15,10 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 600)]
     seconds: u64,
 
+    /// Only writes the inputs to begin with, from the dialogues and captures of the tests
+    #[arg(long)]
+    seeds: bool,
+
     /// Only these
     #[arg(long, value_delimiter = ',', value_parser = TARGETS)]
     only: Vec<String>,
@@ -22,6 +26,9 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let toolchain = setup::ensure(false)?;
+    if arguments.seeds {
+        return shell::run(cargo(&toolchain).args(["run", "--release", "--locked", "--bin", "seeds"]));
+    }
     setup::install_fuzzer(&toolchain)?;
     let targets = TARGETS
         .iter()

@@ -54,7 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Step::Core => core(&toolchain)?,
             Step::Unit => unit(&toolchain)?,
             Step::Corpus => fuzz::replay(&toolchain)?,
-            Step::Live => live(&toolchain, &[])?,
+            Step::Live => live(&toolchain)?,
             Step::Reproduce => reproduce(&toolchain)?,
         }
     }
@@ -129,27 +129,36 @@ fn unit(toolchain: &Toolchain) -> Result<()> {
 
 /// The tests are built as whoever calls, and run as root: one after the other, since each has its own
 /// probes and its own load on two cores.
-pub(crate) fn live(toolchain: &Toolchain, more: &[&str]) -> Result<()> {
-    let build = "build --release --locked --package tracer-agent --package workloads";
-    shell::run(&mut cargo(toolchain, build))?;
-    let test = "test --package tracer-tests --locked --test live --no-run --message-format=json";
-    let built = cargo(toolchain, test).stderr(Stdio::inherit()).output()?;
+fn live(toolchain: &Toolchain) -> Result<()> {
+    run_live(toolchain, "test --no-run --test", "live", &["--test-threads=1"])
+}
+
+/// Builds a program of the tests by a command of cargo's, and runs it as root with all that it needs.
+pub(crate) fn run_live(toolchain: &Toolchain, build: &str, name: &str, arguments: &[&str]) -> Result<()> {
+    let programs = "build --release --locked --package tracer-agent --package workloads";
+    shell::run(&mut cargo(toolchain, programs))?;
+    let build = format!("{build} {name} --package tracer-tests --locked --message-format=json");
+    let built = cargo(toolchain, &build).stderr(Stdio::inherit()).output()?;
     if !built.status.success() {
         bail!("the live tests do not build");
     }
-    let program = test_program(&String::from_utf8(built.stdout)?).context("cargo built no live tests")?;
+    let messages = String::from_utf8(built.stdout)?;
+    let program = built_program(&messages, name).context("cargo built no program")?;
     if !shell::is_root() {
         println!("sudo is used to load the probes");
     }
     let programs = shell::target().join("release").canonicalize()?;
     let python = setup::python().canonicalize()?;
     let variables = [("TRACER_BIN", programs.as_os_str()), ("TRACER_PYTHON", python.as_os_str())];
-    shell::run(shell::as_root(&variables, &program).arg("--test-threads=1").args(more))
+    shell::run(shell::as_root(&variables, &program).args(arguments))
 }
 
 /// The executable in cargo's messages: one JSON object a line.
-fn test_program(messages: &str) -> Option<PathBuf> {
-    let line = messages.lines().find(|line| line.contains(r#""executable":""#))?;
+fn built_program(messages: &str, name: &str) -> Option<PathBuf> {
+    // The programs of a package are built with its tests.
+    let named = format!(r#""name":"{name}""#);
+    let mut lines = messages.lines().filter(|line| line.contains(&named));
+    let line = lines.find(|line| line.contains(r#""executable":""#))?;
     let (_, rest) = line.split_once(r#""executable":""#)?;
     rest.split_once('"').map(|(path, _)| PathBuf::from(path))
 }

@@ -1,4 +1,4 @@
-//! Writes tests/captures anew, from real sockets: `cargo xtask captures`.
+//! Writes tests/captures anew, from real sockets, as root: `cargo xtask captures`.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,9 +25,7 @@ const CALLS: [&str; 10] = [
     "waitall",
 ];
 
-#[test]
-#[ignore = "writes tests/captures: run it by `cargo xtask captures`"]
-fn record_captures() {
+fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures");
     let _ = std::fs::remove_dir_all(&root);
     let folder = Folder::new("captures");

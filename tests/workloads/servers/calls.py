@@ -208,6 +208,17 @@ def splice_to():
     close(client, server)
 
 
+def splice_away(connection, length):
+    """Receives so much without a call that has the bytes."""
+    out, into = os.pipe()
+    while length:
+        moved = os.splice(connection.fileno(), into, length)
+        length -= moved
+        while moved:
+            moved -= len(os.read(out, moved))
+    os.close(out), os.close(into)
+
+
 def splice_from():
     """Nobody but the kernel sees the content; its hole shows where it was."""
     client, server = pair()
@@ -215,14 +226,7 @@ def splice_from():
     client.sendall(request)
     receive(server, len(request))
     client.sendall(b"s" * 30000)
-    out, into = os.pipe()
-    left = 30000
-    while left:
-        moved = os.splice(server.fileno(), into, left)
-        left -= moved
-        while moved:
-            moved -= len(os.read(out, moved))
-    os.close(out), os.close(into)
+    splice_away(server, 30000)
     server.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
     receive(client, 40)
     told("/splice-from", 2, "POST")
@@ -238,14 +242,7 @@ def spliced_last():
     server.sendall(head)
     receive(client, len(head))
     server.sendall(b"s" * 30000)
-    out, into = os.pipe()
-    left = 30000
-    while left:
-        moved = os.splice(client.fileno(), into, left)
-        left -= moved
-        while moved:
-            moved -= len(os.read(out, moved))
-    os.close(out), os.close(into)
+    splice_away(client, 30000)
     told("/spliced-last", 30000)
     close(client, server)
 

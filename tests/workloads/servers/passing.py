@@ -5,22 +5,16 @@ import socket
 import sys
 import threading
 
+from wire import read_request
+
 log = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 
 
 def serve_one(connection):
-    buffer = b""
-    while b"\r\n\r\n" not in buffer:
-        part = connection.recv(65536)
-        if not part:
-            return False
-        buffer += part
-    head, buffer = buffer.split(b"\r\n\r\n", 1)
-    method, path, _ = head.split(b"\r\n")[0].split(b" ", 2)
-    lengths = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
-    length = int(lengths[0].split(b":")[1]) if lengths else 0
-    while len(buffer) < length:
-        buffer += connection.recv(65536)
+    request = read_request(connection)
+    if not request:
+        return False
+    method, path, _, _ = request
     body = b"" if method == b"HEAD" else b"ok %s\n" % path
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(path) + 4, body))
     os.write(log, b"%s %s 200 %d\n" % (method, path, len(body)))

@@ -159,21 +159,21 @@ fn send(socket: &OwnedFd, bytes: &[u8], calls: Calls) -> Result<usize> {
         match calls {
             Calls::Plain => libc::write(fd, bytes.as_ptr().cast(), bytes.len()),
             Calls::Vectors => {
-                let vectors = vectors(&[first, &[], second]);
+                let vectors = vectors([first, &[], second]);
                 libc::writev(fd, vectors.as_ptr(), 3)
             }
             Calls::Message => {
-                let mut vectors = vectors(&[first, &[], second]);
+                let mut vectors = vectors([first, &[], second]);
                 libc::sendmsg(fd, &message(&mut vectors), libc::MSG_NOSIGNAL)
             }
             Calls::Messages if second.len() < 2 => {
-                let mut vectors = vectors(&[bytes]);
+                let mut vectors = vectors([bytes]);
                 messages_moved(fd, &mut [message(&mut vectors)], true)
             }
             Calls::Messages => {
                 let (middle, last) = second.split_at(second.len() / 2);
-                let mut one = vectors(&[first]);
-                let mut two = vectors(&[middle, &[], last]);
+                let mut one = vectors([first]);
+                let mut two = vectors([middle, &[], last]);
                 messages_moved(fd, &mut [message(&mut one), message(&mut two)], true)
             }
         }
@@ -191,18 +191,18 @@ fn receive(socket: &OwnedFd, most: usize, calls: Calls) -> Result<Option<usize>>
         match calls {
             Calls::Plain => libc::read(fd, first.as_mut_ptr().cast(), first.len()),
             Calls::Vectors => {
-                let vectors = vectors(&[first, &[], second]);
+                let vectors = room([first, &mut [], second]);
                 libc::readv(fd, vectors.as_ptr(), 3)
             }
             Calls::Message => {
-                let mut vectors = vectors(&[first, &[], second]);
+                let mut vectors = room([first, &mut [], second]);
                 libc::recvmsg(fd, &mut message(&mut vectors), 0)
             }
             Calls::Messages => {
                 let (middle, last) = second.split_at_mut(second.len() / 2);
-                let mut one = vectors(&[first]);
-                let mut two = vectors(&[middle, &[]]);
-                let mut three = vectors(&[last]);
+                let mut one = room([first]);
+                let mut two = room([middle, &mut []]);
+                let mut three = room([last]);
                 messages_moved(fd, &mut [message(&mut one), message(&mut two), message(&mut three)], false)
             }
         }
@@ -239,11 +239,13 @@ fn result(moved: isize) -> Result<Option<usize>> {
     if error.kind() == ErrorKind::WouldBlock { Ok(None) } else { Err(error.into()) }
 }
 
-fn vectors(parts: &[&[u8]]) -> Vec<libc::iovec> {
-    parts
-        .iter()
-        .map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() })
-        .collect()
+/// To be read from alone.
+fn vectors<const N: usize>(parts: [&[u8]; N]) -> [libc::iovec; N] {
+    parts.map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() })
+}
+
+fn room<const N: usize>(parts: [&mut [u8]; N]) -> [libc::iovec; N] {
+    parts.map(|part| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() })
 }
 
 fn message(vectors: &mut [libc::iovec]) -> libc::msghdr {
