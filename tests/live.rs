@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::Signal;
 use tracer_tests::process::{
     Folder, Process, Server, Tracer, assert_same, client, count, free_port, line, program, python, run,
     wait_for,
@@ -152,7 +153,11 @@ fn losses_are_counted_and_nothing_is_invented() {
         client(&server.address, "64", 4000, round * 4000, NGINX_KINDS);
     }
     let url = format!("http://{}/index.html", server.address);
-    run(Command::new("wrk").args(["-t", "2", "-c", "64", "-d", "3s", &url]));
+    // For a while nobody reads the ring.
+    tracer.signal(Signal::STOP);
+    run(Command::new("wrk").args(["-t", "2", "-c", "64", "-d", "1s", &url]));
+    tracer.signal(Signal::CONT);
+    run(Command::new("wrk").args(["-t", "2", "-c", "64", "-d", "2s", &url]));
     let traced = tracer.finish();
     traced.assert_balanced();
     assert!(!traced.ledger().contains(" 0 records lost"), "nothing was lost, so nothing was tested");
@@ -573,8 +578,10 @@ fn a_command_keeps_its_terminal_its_status_and_its_signals() {
     let started = tracer.said();
     let traced = {
         // A terminal would send it to both.
-        let child: u32 =
-            started.split_whitespace().nth(1).and_then(|id| id.parse().ok()).expect("the command's id");
+        let child: u32 = started
+            .lines()
+            .find_map(|line| line.strip_prefix("tracing ")?.split(' ').next()?.parse().ok())
+            .expect("the command's id");
         run(Command::new("kill").args(["-INT", &child.to_string()]));
         tracer.finish()
     };

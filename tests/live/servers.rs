@@ -10,7 +10,8 @@ use std::{
 };
 
 use tracer_tests::process::{
-    Folder, Process, Server, Tracer, assert_same, client, count, free_port, python, run, wait_for, workload,
+    Folder, Process, Server, Tracer, assert_same, capture, client, count, free_port, python, run, wait_for,
+    workload,
 };
 
 const KINDS: &str = "ok,empty,missing,fail";
@@ -295,6 +296,11 @@ fn io_uring_and_32_bit_tasks_are_named() {
         assert!(traced.status.success(), "{}", traced.errors);
         traced.assert_complete();
         assert_eq!(traced.spans.len(), 0);
+        if name == "by io_uring" && capture().is_some_and(|capture| capture.contains("sys_exit")) {
+            // No call moves them: `--capture` says so, and `tracer explain`.
+            assert!(traced.ledger().contains(" 0 bytes moved"), "{}", traced.ledger());
+            continue;
+        }
         assert!(
             traced.ledger().contains(name) && traced.ledger().contains(" not copied"),
             "{}",

@@ -55,6 +55,12 @@ pub fn python() -> PathBuf {
     python
 }
 
+/// How bytes are to be seen, where `cargo xtask test` says it: the same tests hold for every way.
+pub fn capture() -> Option<String> {
+    #[allow(clippy::disallowed_methods, reason = "`cargo xtask test` names it")]
+    std::env::var("TRACER_CAPTURE").ok().filter(|name| !name.is_empty())
+}
+
 pub fn workload(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("workloads/servers").join(name)
 }
@@ -280,7 +286,11 @@ impl Tracer {
         let folder = Folder::new(&format!("tracer-{}", free_port()));
         let out = folder.path("spans.json");
         let mut command = Command::new(program("tracer"));
-        command.arg(task).args(["--output", "json", "--output-file"]).arg(&out).args(arguments);
+        command.arg(task).args(["--output", "json", "--output-file"]).arg(&out);
+        if let Some(capture) = capture() {
+            command.args(["--capture", &capture]);
+        }
+        command.args(arguments);
         let mut process = Process::start(command.stdin(Stdio::null()).stderr(Stdio::piped()));
         let errors = Arc::new(Mutex::new(String::new()));
         let theirs = errors.clone();
@@ -315,6 +325,10 @@ impl Tracer {
 
     pub fn said(&self) -> String {
         self.errors.lock().expect("no panic there").clone()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     pub fn kill(&mut self) {

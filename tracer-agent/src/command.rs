@@ -3,6 +3,7 @@
 pub(crate) mod capture;
 pub(crate) mod choice;
 pub(crate) mod list;
+pub(crate) mod otlp;
 pub(crate) mod record;
 pub(crate) mod replay;
 pub(crate) mod trace;

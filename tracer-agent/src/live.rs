@@ -9,6 +9,8 @@ pub mod gate;
 pub mod layout;
 pub mod load;
 pub mod print;
+pub mod privileges;
+pub mod probes;
 pub mod select;
 pub mod send;
 pub mod session;

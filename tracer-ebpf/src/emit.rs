@@ -20,8 +20,8 @@ use tracer_common::{
 
 use crate::{
     maps::{self, RECORDS, SCRATCH_SIZE, count},
-    memory::{bounded, copy_user, read_user},
-    syscall::{Buffer, shape},
+    memory::{BY_ADDRESS, bounded, constant, copy_user, read_user},
+    syscall::{self, Buffer, shape},
 };
 
 /// The most that is put together from pieces: header, any offset and any length stay in the scratch.
@@ -62,89 +62,107 @@ pub(crate) fn fixed<T>(fill: impl FnOnce(&mut T)) -> bool {
 
 /// What is copied of a call: its start and its end, where heads and framing are. What is left out is in
 /// the middle.
+#[repr(C)]
 #[derive(Clone, Copy)]
 struct Share {
     start: u32,
     end: u32,
-    reason: u8,
+    reason: u32,
 }
 
 impl Share {
     #[inline(always)]
     fn of(total: u32) -> Self {
         if total > 2 * CROWDED_MOST && crowded() {
-            Self { start: CROWDED_MOST, end: CROWDED_MOST, reason: omitted::CROWDED }
+            Self { start: CROWDED_MOST, end: CROWDED_MOST, reason: omitted::CROWDED as u32 }
         } else {
             Self {
                 start: (RECORDS_PER_CALL - TAIL_RECORDS) * GATHER_MAX,
                 end: TAIL_RECORDS * GATHER_MAX,
-                reason: omitted::OVER_BUDGET,
+                reason: omitted::OVER_BUDGET as u32,
             }
         }
     }
+}
+
+/// What is on its way out of a call. It lives in a map, by direction: the verifier then follows what comes
+/// after once, and the stack stays small.
+#[repr(C)]
+pub(crate) struct Outgoing {
+    /// All that records of the call have in common; of several messages, of the next one.
+    first: Data,
+    buffer: Buffer,
+    /// Bytes that moved, and those of them that are dealt with.
+    total: u32,
+    done: u32,
+    share: Share,
+    padding: u32,
 }
 
 /// A call that moved bytes, told in one record or several. `first` has all but what differs between
 /// them; `total` is what the call moved.
 #[inline(always)]
 pub(crate) fn data(first: &Data, buffer: Buffer, total: u32) {
-    let Some(buffer) = maps::forget_origin(first.direction as u32 & 1, buffer) else { return };
+    let direction = first.direction as u32 & 1;
+    let Some(out) = maps::outgoing(direction) else { return };
+    out.first = *first;
+    out.total = total;
+    out.done = 0;
+    // SAFETY: references are valid. Volatile, since the point is that it happens: what is read back is the
+    // same to the verifier, whatever was written.
+    let buffer = unsafe {
+        core::ptr::write_volatile(&mut out.buffer, buffer);
+        core::ptr::read_volatile(&out.buffer)
+    };
     match buffer.shape {
-        shape::FLAT => flat(first, buffer.address, total),
-        shape::PIECES => pieces(first, buffer.address, buffer.count, total),
-        _ => gap(first, 0, total, buffer.omitted as u8),
+        shape::FLAT => flat(direction, out),
+        shape::PIECES => pieces(direction, buffer.address, buffer.count, total),
+        // Only where calls are seen when they are over.
+        shape::MESSAGES if constant(&BY_ADDRESS) != 0 => messages(direction),
+        _ => gap(&out.first, 0, total, buffer.omitted as u8),
     }
 }
 
 /// One record, or for a large call a loop of the kernel's over several.
 #[inline(always)]
-fn flat(first: &Data, address: u64, total: u32) {
-    let share = Share::of(total);
-    if total <= PAYLOAD_MAX as u32 && total <= share.start {
-        return part(first, total, address);
+fn flat(direction: u32, out: &mut Outgoing) {
+    out.share = Share::of(out.total);
+    if out.total <= PAYLOAD_MAX as u32 && out.total <= out.share.start {
+        return part(&out.first, out.total, out.buffer.address);
     }
-    let mut parts = Parts { first: *first, address, total, done: 0, share };
+    let mut argument = direction;
     // SAFETY: the callback takes (index, argument) as the helper asks.
     unsafe {
-        bpf_loop(2 * RECORDS_PER_CALL, next_part as *const () as *mut _, (&raw mut parts).cast(), 0);
+        bpf_loop(2 * RECORDS_PER_CALL, next_part as *const () as *mut _, (&raw mut argument).cast(), 0);
     }
-}
-
-#[repr(C)]
-struct Parts {
-    first: Data,
-    address: u64,
-    total: u32,
-    done: u32,
-    share: Share,
 }
 
 /// Returns 1 to end the loop.
-unsafe extern "C" fn next_part(_: u32, argument: *mut Parts) -> i64 {
+unsafe extern "C" fn next_part(_: u32, argument: *mut u32) -> i64 {
     // SAFETY: the argument that `flat` gave to the loop.
-    let parts = unsafe { &mut *argument };
-    if parts.done >= parts.total {
+    let Some(out) = maps::outgoing(unsafe { *argument } & 1) else { return 1 };
+    if out.done >= out.total {
         return 1;
     }
-    let left = parts.total - parts.done;
-    if parts.done == parts.share.start && left > parts.share.end {
-        let length = left - parts.share.end;
-        gap(&parts.first, parts.done, length, parts.share.reason);
-        parts.done += length;
+    let left = out.total - out.done;
+    if out.done == out.share.start && left > out.share.end {
+        let length = left - out.share.end;
+        gap(&out.first, out.done, length, out.share.reason as u8);
+        out.done += length;
         return 0;
     }
     let mut length = if left > PAYLOAD_MAX as u32 { PAYLOAD_MAX as u32 } else { left };
-    if parts.done < parts.share.start && length > parts.share.start - parts.done {
-        length = parts.share.start - parts.done;
+    if out.done < out.share.start && length > out.share.start - out.done {
+        length = out.share.start - out.done;
     }
     // Two classes alone: each is one more for the verifier to look at.
-    let from = parts.address + parts.done as u64;
+    let from = out.buffer.address + out.done as u64;
     if length <= CROWDED_MOST {
-        copied::<{ CROWDED_MOST as usize }>(&parts.first, parts.done, length, from);
+        copied::<{ CROWDED_MOST as usize }>(&out.first, out.done, length, from);
     } else {
-        copied::<PAYLOAD_MAX>(&parts.first, parts.done, length, from);
+        copied::<PAYLOAD_MAX>(&out.first, out.done, length, from);
     }
-    parts.done += length;
+    out.done += length;
     0
 }
 
@@ -202,13 +220,52 @@ fn write(record: &mut Data, first: &Data, done: u32, length: u32) {
     record.length = length;
 }
 
+/// The messages of one call, one after the other.
+#[inline(always)]
+fn messages(direction: u32) {
+    let mut argument = direction;
+    // SAFETY: the callback takes (index, argument) as the helper asks.
+    unsafe {
+        bpf_loop(IOVECS_PER_CALL, one_message as *const () as *mut _, (&raw mut argument).cast(), 0);
+    }
+    let Some(out) = maps::outgoing(direction) else { return };
+    if out.total > out.done {
+        gap(&out.first, 0, out.total - out.done, omitted::IOVECS);
+    }
+}
+
+/// Returns 1 to end the loop.
+unsafe extern "C" fn one_message(index: u32, argument: *mut u32) -> i64 {
+    // SAFETY: the argument that `messages` gave to the loop.
+    let direction = unsafe { *argument } & 1;
+    let Some(out) = maps::outgoing(direction) else { return 1 };
+    if index as u64 >= out.buffer.count || out.done >= out.total {
+        return 1;
+    }
+    let Some((address, length)) = syscall::message_at(out.buffer.address, index) else { return 1 };
+    // The process can have written there since.
+    let length = if length > out.total - out.done { out.total - out.done } else { length };
+    if length == 0 {
+        return 0;
+    }
+    let buffer = syscall::message(address);
+    if buffer.shape == shape::PIECES {
+        pieces(direction, buffer.address, buffer.count, length);
+    } else {
+        gap(&out.first, 0, length, omitted::FAULT);
+    }
+    out.first.position += length as u64;
+    out.done += length;
+    0
+}
+
 /// Pieces are put together in the scratch, so that a call with many small ones is one record.
 #[inline(always)]
-fn pieces(first: &Data, address: u64, count: u64, total: u32) {
-    let direction = first.direction as u32 & 1;
+fn pieces(direction: u32, address: u64, count: u64, total: u32) {
     let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
+    let Some(out) = maps::outgoing(direction) else { return };
     // SAFETY: the scratch is larger than the fields, and aligned to 8.
-    write(unsafe { &mut *scratch.cast::<Data>() }, first, 0, 0);
+    write(unsafe { &mut *scratch.cast::<Data>() }, &out.first, 0, 0);
     let share = Share::of(total);
     walk.start(address, count, total, share.start, share.end);
     let mut argument = direction;
@@ -227,7 +284,7 @@ fn pieces(first: &Data, address: u64, count: u64, total: u32) {
     let left = walk.left.wrapping_sub(walk.skip);
     if left > 0 {
         let reason = if walk.fault != 0 { omitted::FAULT } else { omitted::IOVECS };
-        gap(first, total.wrapping_sub(left), left, reason);
+        gap(&out.first, total.wrapping_sub(left), left, reason);
     }
 }
 

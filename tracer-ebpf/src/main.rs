@@ -1,21 +1,26 @@
 //! The probes. They know sockets, threads and bytes; what the bytes mean is decided in user space.
 //!
 //! - `socket`: bytes moved on a socket, and its end (entry points)
+//! - `tcp`: where the directions of a connection stand; `identity`: what it is called
 //! - `process`: fork, exec and exit of processes, and moves between cgroups (entry points)
 //! - `select`: who is chosen
 //! - `syscall`: the call that moved the bytes: all that depends on the processor is there
+//! - `file`: the socket behind a file number
 //! - `emit`: the only way out
 //! - `maps`, `memory`: what is shared with the agent, and the only raw pointers
 #![no_std]
 #![no_main]
 
 mod emit;
+mod file;
+mod identity;
 mod maps;
 mod memory;
 mod process;
 mod select;
 mod socket;
 mod syscall;
+mod tcp;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

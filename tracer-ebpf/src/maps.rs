@@ -1,6 +1,6 @@
 //! What is shared with the agent.
 
-use crate::syscall::Buffer;
+use crate::{emit::Outgoing, syscall::Ended};
 use aya_ebpf::{
     macros::map,
     maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
@@ -36,6 +36,11 @@ pub(crate) static MESSAGES: HashMap<u64, Messages> = HashMap::with_max_entries(8
 #[map]
 pub(crate) static CONNECTIONS: LruHashMap<u64, ConnectionState> = LruHashMap::with_max_entries(131_072, 0);
 
+/// By the place of a socket what its connection is called, where the kernel does not tell; the agent sets
+/// the size.
+#[map]
+pub(crate) static IDENTITIES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1, 0);
+
 /// What need not be copied of a connection; written by the agent.
 #[map]
 pub(crate) static QUIET: LruHashMap<u64, Quiet> = LruHashMap::with_max_entries(16384, 0);
@@ -59,11 +64,15 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
 #[map]
 static WALKS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(2, 0);
 
-/// Where the bytes of the current call are, by direction. The many ways to find that out meet here: what
-/// is read back from a map is the same to the verifier, whatever was written, so it follows what comes
-/// after once and not once for each way.
+/// What is on its way out of the current call, by direction.
 #[map]
-static BUFFERS: PerCpuArray<Buffer> = PerCpuArray::with_max_entries(2, 0);
+static OUTGOING: PerCpuArray<Outgoing> = PerCpuArray::with_max_entries(2, 0);
+
+/// A call that has ended. The many ways to find that out meet here: what is read back from a map is the
+/// same to the verifier, whatever was written, so it follows what comes after once and not once for each
+/// way.
+#[map]
+static ENDED: PerCpuArray<Ended> = PerCpuArray::with_max_entries(1, 0);
 
 pub(crate) const SCRATCH_SIZE: usize = 32768;
 
@@ -149,16 +158,22 @@ pub(crate) fn scratch(direction: u32) -> Option<*mut u8> {
     SCRATCH.get_ptr_mut(direction).map(|scratch| scratch.cast())
 }
 
-/// Puts a buffer down and takes it up again.
+/// Puts a call down and takes it up again.
 #[inline(always)]
-pub(crate) fn forget_origin(direction: u32, buffer: Buffer) -> Option<Buffer> {
-    let place = BUFFERS.get_ptr_mut(direction)?;
-    // SAFETY: an element of a per-CPU array that only the program of this direction uses. Volatile, since
-    // the point is that it happens.
+pub(crate) fn forget_ways(ended: Ended) -> Option<Ended> {
+    let place = ENDED.get_ptr_mut(0)?;
+    // SAFETY: an element of a per-CPU array that no other program uses. Volatile, since the point is that it
+    // happens.
     unsafe {
-        core::ptr::write_volatile(place, buffer);
+        core::ptr::write_volatile(place, ended);
         Some(core::ptr::read_volatile(place))
     }
+}
+
+#[inline(always)]
+pub(crate) fn outgoing(direction: u32) -> Option<&'static mut Outgoing> {
+    // SAFETY: an element of a per-CPU array that only the program of this direction uses.
+    OUTGOING.get_ptr_mut(direction).map(|outgoing| unsafe { &mut *outgoing })
 }
 
 #[inline(always)]

@@ -18,14 +18,17 @@ offsets! {
     SOCK_FLAGS SOCK_STATE SOCK_FAMILY SOCK_LOCAL_PORT SOCK_PEER_PORT SOCK_LOCAL_V4 SOCK_PEER_V4
     SOCK_LOCAL_V6 SOCK_PEER_V6 SOCK_NET SOCK_SOCKET SOCKET_FILE NET_INUM
     SOCK_TYPE SOCK_SHUTDOWN UNIX_ADDR UNIX_PEER UNIX_ADDRESS_LENGTH UNIX_ADDRESS_NAME
+    SOCK_PROTOCOL SOCKET_SOCK FILE_PRIVATE INODE_MODE
+    TASK_FILES FILES_TABLE TABLE_SIZE TABLE_FILES
     TASK_TGID TASK_SIGNAL TASK_COMM TASK_FLAGS TASK_CGROUPS SIGNAL_LIVE
     BINPRM_FILE FILE_INODE FILE_DENTRY DENTRY_NAME INODE_NUMBER INODE_SUPER SUPER_DEVICE
     CSS_SET_CGROUP CGROUP_ANCESTORS CGROUP_LEVEL CGROUP_NODE NODE_ID
 }
 
 // Of `tracer_common::config::selected`: what a process has to meet to be chosen, and which of that the
-// agent has a say in; and the agent's own process.
-offsets! { REQUIRED DECIDED_BY_AGENT OWN_PROCESS }
+// agent has a say in; the agent's own process; and whether connections are known by what the kernel calls
+// their socket, or by where it is (then the kernel gives no cookies to the programs that need them).
+offsets! { REQUIRED DECIDED_BY_AGENT OWN_PROCESS BY_ADDRESS }
 
 /// The value of one of the offsets above.
 #[macro_export]
@@ -42,28 +45,67 @@ pub(crate) fn constant(value: &'static u32) -> usize {
     unsafe { core::ptr::read_volatile(value) as usize }
 }
 
-/// A kernel object that the verifier knows the type of.
-#[derive(Clone, Copy)]
-pub(crate) struct Typed(pub(crate) u64);
+/// A kernel object, read at offsets of its members.
+pub(crate) trait Object: Copy {
+    fn at(address: u64) -> Self;
+    fn address(self) -> u64;
 
-impl Typed {
-    /// A member, by a load that the verifier checks against the type.
-    #[inline(always)]
-    pub(crate) fn load<T: Copy>(self, offset: usize) -> T {
-        // SAFETY: the verifier refuses the program unless the object has such a member there; such
-        // loads of kernel objects cannot fault.
-        unsafe { core::ptr::read_volatile((self.0 as *const u8).add(offset).cast::<T>()) }
-    }
+    /// A plain number.
+    fn load<T: Copy + Default>(self, offset: usize) -> T;
 
-    /// An object that a member points to; its type is known in turn.
+    /// An object that a member points to.
     #[inline(always)]
-    pub(crate) fn follow(self, offset: usize) -> Typed {
-        Typed(self.load::<u64>(offset))
+    fn follow(self, offset: usize) -> Self {
+        Self::at(self.load::<u64>(offset))
     }
 
     /// A member that is no plain number, by a checked copy.
     #[inline(always)]
-    pub(crate) fn copy<T: Copy + Default>(self, offset: usize) -> T {
+    fn copy<T: Copy + Default>(self, offset: usize) -> T {
+        read_kernel(self.address(), offset)
+    }
+}
+
+/// One that the verifier knows the type of, and of what it points to: loads that it checks.
+#[derive(Clone, Copy)]
+pub(crate) struct Typed(pub(crate) u64);
+
+impl Object for Typed {
+    #[inline(always)]
+    fn at(address: u64) -> Self {
+        Self(address)
+    }
+
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn load<T: Copy + Default>(self, offset: usize) -> T {
+        // SAFETY: the verifier refuses the program unless the object has such a member there; such
+        // loads of kernel objects cannot fault.
+        unsafe { core::ptr::read_volatile((self.0 as *const u8).add(offset).cast::<T>()) }
+    }
+}
+
+/// One that the verifier knows nothing of: copies that cannot fault.
+#[derive(Clone, Copy)]
+pub(crate) struct Untyped(pub(crate) u64);
+
+impl Object for Untyped {
+    #[inline(always)]
+    fn at(address: u64) -> Self {
+        Self(address)
+    }
+
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn load<T: Copy + Default>(self, offset: usize) -> T {
         read_kernel(self.0, offset)
     }
 }
@@ -110,11 +152,12 @@ pub(crate) unsafe fn copy_user(target: *mut u8, length: u32, source: u64) -> boo
 }
 
 /// Hides where a number came from, so that the check that follows is kept: LLVM would drop a bound
-/// that it can prove, and the verifier cannot. In 64 bits, since the verifier forgets what it knows of
-/// a stack slot when the other half is written.
+/// that it can prove, and the verifier cannot. What was checked is hidden in turn, since verifiers before
+/// Linux 6.3 do not know that a copy of the number, put down before the check, is the same. In 64 bits,
+/// since the verifier forgets what it knows of a stack slot when the other half is written.
 #[inline(always)]
 pub(crate) fn bounded(value: u32, most: u32) -> u32 {
     let value = core::hint::black_box(value as u64);
     let value = if value > most as u64 { most as u64 } else { value };
-    value as u32
+    core::hint::black_box(value) as u32
 }

@@ -1,15 +1,16 @@
-//! Fork, exec and exit of processes, and what makes one chosen that runs already.
+//! Fork, exec and exit of processes, and what makes one chosen that runs already. Each in two forms: with
+//! types that the verifier knows, and without (`raw_`).
 
 use aya_ebpf::{
     helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
 };
 use tracer_common::record::{Header, Process, kind};
 
 use crate::{
     emit,
-    memory::Typed,
+    memory::{Object, Typed, Untyped},
     offset,
     select::{self, Choice},
     syscall,
@@ -18,7 +19,49 @@ use crate::{
 /// (parent, child): before the child can run.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn sched_process_fork(context: BtfTracePointContext) -> i32 {
-    let (parent, child) = (Typed(context.arg(0)), Typed(context.arg(1)));
+    forked(Typed(context.arg(0)), Typed(context.arg(1)))
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn raw_sched_process_fork(context: RawTracePointContext) -> i32 {
+    forked(Untyped(context.arg(0)), Untyped(context.arg(1)))
+}
+
+/// (task, old pid, binary): before the first instruction of the new program.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn sched_process_exec(context: BtfTracePointContext) -> i32 {
+    executed(Typed(context.arg(0)), context.arg(2))
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn raw_sched_process_exec(context: RawTracePointContext) -> i32 {
+    executed(Untyped(context.arg(0)), context.arg(2))
+}
+
+/// (task): each thread; the process has ended when no thread is left.
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn sched_process_exit(context: BtfTracePointContext) -> i32 {
+    exited(Typed(context.arg(0)))
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn raw_sched_process_exit(context: RawTracePointContext) -> i32 {
+    exited(Untyped(context.arg(0)))
+}
+
+/// (cgroup, path, task, whether all threads): after the move, in each hierarchy.
+#[btf_tracepoint(function = "cgroup_attach_task")]
+pub fn cgroup_attach_task(context: BtfTracePointContext) -> i32 {
+    attached(Typed(context.arg(2)))
+}
+
+#[raw_tracepoint(tracepoint = "cgroup_attach_task")]
+pub fn raw_cgroup_attach_task(context: RawTracePointContext) -> i32 {
+    attached(Untyped(context.arg(2)))
+}
+
+#[inline(always)]
+fn forked<O: Object>(parent: O, child: O) -> i32 {
     let parent_id: u32 = parent.load(offset!(TASK_TGID));
     let child_id: u32 = child.load(offset!(TASK_TGID));
     if parent_id == child_id {
@@ -30,12 +73,11 @@ pub fn sched_process_fork(context: BtfTracePointContext) -> i32 {
     0
 }
 
-/// (task, old pid, binary): before the first instruction of the new program.
-#[btf_tracepoint(function = "sched_process_exec")]
-pub fn sched_process_exec(context: BtfTracePointContext) -> i32 {
-    let process: u32 = Typed(context.arg(0)).load(offset!(TASK_TGID));
+#[inline(always)]
+fn executed<O: Object>(task: O, binary: u64) -> i32 {
+    let process: u32 = task.load(offset!(TASK_TGID));
     let before = select::is_chosen(process);
-    let (choice, met) = select::execute(process, context.arg(2));
+    let (choice, met) = select::execute(process, binary);
     let command = bpf_get_current_comm().unwrap_or_default();
     if before && choice != Choice::Chosen {
         // What it was is over.
@@ -45,10 +87,8 @@ pub fn sched_process_exec(context: BtfTracePointContext) -> i32 {
     0
 }
 
-/// (task): each thread; the process has ended when no thread is left.
-#[btf_tracepoint(function = "sched_process_exit")]
-pub fn sched_process_exit(context: BtfTracePointContext) -> i32 {
-    let task = Typed(context.arg(0));
+#[inline(always)]
+fn exited<O: Object>(task: O) -> i32 {
     let process: u32 = task.load(offset!(TASK_TGID));
     let chosen = select::is_chosen(process);
     if chosen {
@@ -66,10 +106,8 @@ pub fn sched_process_exit(context: BtfTracePointContext) -> i32 {
     0
 }
 
-/// (cgroup, path, task, whether all threads): after the move, in each hierarchy.
-#[btf_tracepoint(function = "cgroup_attach_task")]
-pub fn cgroup_attach_task(context: BtfTracePointContext) -> i32 {
-    let task = Typed(context.arg(2));
+#[inline(always)]
+fn attached<O: Object>(task: O) -> i32 {
     let process: u32 = task.load(offset!(TASK_TGID));
     let (choice, met) = select::attach(process, task);
     report(choice, kind::CHOSEN, process, 0, met, task.copy(offset!(TASK_COMM)));

@@ -10,7 +10,7 @@ use tracer_common::{
 
 use crate::{
     maps::{CGROUPS, EXECUTABLES, NAMES, PORTS, SELECTED, UNDECIDED, count},
-    memory::{DECIDED_BY_AGENT, OWN_PROCESS, REQUIRED, Typed, constant, read_kernel, read_kernel_text},
+    memory::{DECIDED_BY_AGENT, OWN_PROCESS, Object, REQUIRED, constant, read_kernel, read_kernel_text},
     offset,
 };
 
@@ -51,6 +51,13 @@ pub(crate) fn current() -> u32 {
     (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
+/// Whether the agent is about to look at the process.
+#[inline(always)]
+pub(crate) fn is_undecided(process: u32) -> bool {
+    // SAFETY: only looked at for whether it is there.
+    constant(&DECIDED_BY_AGENT) != 0 && unsafe { UNDECIDED.get(&process) }.is_some()
+}
+
 /// Bytes of a process that may be chosen are counted.
 #[inline(always)]
 pub(crate) fn count_undecided(process: u32, direction: Direction, bytes: u64) {
@@ -72,7 +79,7 @@ pub(crate) fn count_undecided(process: u32, direction: Direction, bytes: u64) {
 
 /// Called while the child cannot run yet. Returns what the child meets.
 #[inline(always)]
-pub(crate) fn fork(parent: u32, child: u32, task: Typed) -> (Choice, u32) {
+pub(crate) fn fork<O: Object>(parent: u32, child: u32, task: O) -> (Choice, u32) {
     let before = met(parent);
     let mut after = before;
     if required() & selected::CGROUP != 0 {
@@ -125,7 +132,7 @@ pub(crate) fn listen(process: u32, port: u16) -> (Choice, u32) {
 
 /// A process has come into another cgroup.
 #[inline(always)]
-pub(crate) fn attach(process: u32, task: Typed) -> (Choice, u32) {
+pub(crate) fn attach<O: Object>(process: u32, task: O) -> (Choice, u32) {
     let before = met(process);
     let after = if in_cgroup(task) { before | selected::CGROUP } else { before & !selected::CGROUP };
     if after == before {
@@ -209,7 +216,7 @@ fn is_executable(file: u64) -> bool {
 
 /// Whether the task is in a chosen cgroup, or below one.
 #[inline(always)]
-fn in_cgroup(task: Typed) -> bool {
+fn in_cgroup<O: Object>(task: O) -> bool {
     let set: u64 = task.copy(offset!(TASK_CGROUPS));
     let cgroup: u64 = read_kernel(set, offset!(CSS_SET_CGROUP));
     let level: u32 = read_kernel(cgroup, offset!(CGROUP_LEVEL));

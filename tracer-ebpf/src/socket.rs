@@ -1,9 +1,8 @@
 //! Bytes moved on a socket, and its end.
 
 use aya_ebpf::{
-    helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock},
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
 };
 use tracer_common::{
     config::Counter,
@@ -14,10 +13,11 @@ use tracer_common::{
 };
 
 use crate::{
-    emit,
+    emit, identity,
     maps::{CONNECTIONS, QUIET, count},
-    memory::{Typed, copy_kernel, read_kernel},
+    memory::{Object, Typed, Untyped, copy_kernel, read_kernel},
     offset, process, select, syscall,
+    tcp::{Positions, SOCK_STREAM, Socket, Tcp},
 };
 
 const EAGAIN: i32 = 11;
@@ -31,12 +31,6 @@ const MSG_TRUNC: u32 = 0x20;
 /// What is received is no data of the stream.
 const MSG_ERRQUEUE: u32 = 0x2000;
 
-/// `enum sock_flags` (include/net/sock.h): a FIN was received.
-const SOCK_DONE: u64 = 1 << 1;
-
-/// include/linux/net.h
-const SOCK_STREAM: u16 = 1;
-
 /// `RCV_SHUTDOWN` (include/net/sock.h): nothing follows.
 const RCV_SHUTDOWN: u8 = 1;
 
@@ -44,28 +38,106 @@ const RCV_SHUTDOWN: u8 = 1;
 const SUN_PATH: usize = 2;
 
 /// include/net/tcp_states.h
-const TCP_ESTABLISHED: u8 = 1;
-const TCP_CLOSE_WAIT: u8 = 8;
+const TCP_ESTABLISHED: i32 = 1;
 const TCP_FIN_WAIT1: i32 = 4;
-const TCP_CLOSE_WAIT_STATE: i32 = TCP_CLOSE_WAIT as i32;
+const TCP_CLOSE_WAIT: i32 = 8;
 const TCP_LAST_ACK: i32 = 9;
 const TCP_LISTEN: i32 = 10;
 
 /// (sock, result, flags): after the bytes were copied.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn sock_send_length(context: BtfTracePointContext) -> i32 {
-    moved(&context, Direction::Sent)
+    sock_length(&context, Direction::Sent)
 }
 
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn sock_recv_length(context: BtfTracePointContext) -> i32 {
-    moved(&context, Direction::Received)
+    sock_length(&context, Direction::Received)
+}
+
+/// (registers, result): at the end of each system call, for kernels without the two above.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn sys_exit(context: BtfTracePointContext) -> i32 {
+    call_ended(Untyped(context.arg(0)), context.arg(1))
+}
+
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn raw_sys_exit(context: RawTracePointContext) -> i32 {
+    call_ended(Untyped(context.arg(0)), context.arg(1))
 }
 
 /// (sock): no call on the socket follows. In any process, also in none.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub fn tcp_destroy_sock(context: BtfTracePointContext) -> i32 {
-    let cookie = cookie(Typed(context.arg(0)));
+    destroyed(Typed(context.arg(0)))
+}
+
+#[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
+pub fn raw_tcp_destroy_sock(context: RawTracePointContext) -> i32 {
+    destroyed(Untyped(context.arg(0)))
+}
+
+/// (sock, old, new): which side ended the connection first, in any process, also in none; and who
+/// listens.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn inet_sock_set_state(context: BtfTracePointContext) -> i32 {
+    state_changed(Typed(context.arg(0)), context.arg(2))
+}
+
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn raw_inet_sock_set_state(context: RawTracePointContext) -> i32 {
+    state_changed(Untyped(context.arg(0)), context.arg(2))
+}
+
+/// (sock): the peer has reset the connection.
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
+    shut(Typed(context.arg(0)), Direction::Received, true);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "tcp_receive_reset")]
+pub fn raw_tcp_receive_reset(context: RawTracePointContext) -> i32 {
+    shut(Untyped(context.arg(0)), Direction::Received, true);
+    0
+}
+
+#[inline(always)]
+fn sock_length(context: &BtfTracePointContext, direction: Direction) -> i32 {
+    let (socket, result, flags) = (Typed(context.arg(0)), context.arg::<i32>(1), context.arg(2));
+    let process = select::current();
+    if !select::is_chosen(process) {
+        undecided(socket, process, direction, result, flags);
+        return 0;
+    }
+    if result <= 0 {
+        syscall::moved_nothing(result < 0);
+    }
+    moved(socket, direction, result, flags, || syscall::current(result as u32))
+}
+
+#[inline(always)]
+fn call_ended(registers: Untyped, result: i64) -> i32 {
+    let process = select::current();
+    let chosen = select::is_chosen(process);
+    if !chosen && !select::is_undecided(process) {
+        return 0;
+    }
+    let Some(call) = syscall::ended(registers, result) else { return 0 };
+    let direction = if call.sent != 0 { Direction::Sent } else { Direction::Received };
+    let socket = Untyped(call.socket);
+    if !chosen {
+        undecided(socket, process, direction, call.result, call.flags);
+        return 0;
+    }
+    let number = call.number as u16;
+    moved(socket, direction, call.result, call.flags, || syscall::Call { number, buffer: call.buffer })
+}
+
+#[inline(always)]
+fn destroyed<S: Socket>(socket: S) -> i32 {
+    let Some(cookie) = identity::known(socket) else { return 0 };
+    identity::forget(socket);
     // SAFETY: the value is copied at once.
     let Some(state) = (unsafe { CONNECTIONS.get(&cookie) }).copied() else { return 0 };
     let _ = CONNECTIONS.remove(&cookie);
@@ -82,36 +154,27 @@ pub fn tcp_destroy_sock(context: BtfTracePointContext) -> i32 {
     0
 }
 
-/// (sock, old, new): which side ended the connection first, in any process, also in none; and who
-/// listens.
-#[btf_tracepoint(function = "inet_sock_set_state")]
-pub fn inet_sock_set_state(context: BtfTracePointContext) -> i32 {
-    let new: i32 = context.arg(2);
-    let socket = Typed(context.arg(0));
+#[inline(always)]
+fn state_changed<S: Socket>(socket: S, new: i32) -> i32 {
     match new {
+        // Nothing is known yet of a connection that begins.
+        TCP_ESTABLISHED => identity::forget(socket),
         TCP_FIN_WAIT1 | TCP_LAST_ACK => shut(socket, Direction::Sent, false),
-        TCP_CLOSE_WAIT_STATE => shut(socket, Direction::Received, false),
+        TCP_CLOSE_WAIT => shut(socket, Direction::Received, false),
         TCP_LISTEN => process::listens(socket.load(offset!(SOCK_LOCAL_PORT))),
         _ => {}
     }
     0
 }
 
-/// (sock): the peer has reset the connection.
-#[btf_tracepoint(function = "tcp_receive_reset")]
-pub fn tcp_receive_reset(context: BtfTracePointContext) -> i32 {
-    shut(Typed(context.arg(0)), Direction::Received, true);
-    0
-}
-
 #[inline(always)]
-fn shut(socket: Typed, direction: Direction, reset: bool) {
-    let cookie = cookie(socket);
+fn shut<S: Socket>(socket: S, direction: Direction, reset: bool) {
+    let Some(cookie) = identity::known(socket) else { return };
     // SAFETY: the value is copied at once.
     let Some(state) = (unsafe { CONNECTIONS.get(&cookie) }).copied() else { return };
     let (mut positions, mut bases) = (state.positions, state.bases);
     if matches!(direction, Direction::Sent)
-        && let Some(tcp) = Tcp::of(socket)
+        && let Some(tcp) = socket.tcp()
     {
         // What was received without a call that is seen (splice) shows here; what was sent has been
         // told, and the end of it is counted by now.
@@ -133,40 +196,33 @@ fn shut(socket: Typed, direction: Direction, reset: bool) {
 }
 
 #[inline(always)]
-fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
-    let process = select::current();
-    let result: i32 = context.arg(1);
-    if !select::is_chosen(process) {
-        if result > 0 {
-            undecided(context, process, direction, result as u64);
-        }
-        return 0;
-    }
-    let flags: u32 = context.arg(2);
+fn moved<S: Socket>(
+    socket: S,
+    direction: Direction,
+    result: i32,
+    flags: u32,
+    call: impl FnOnce() -> syscall::Call,
+) -> i32 {
     let retried = result == -EAGAIN || result == -EINTR || result <= -ERESTARTSYS;
-    if result <= 0 {
-        syscall::moved_nothing(result < 0);
-    }
     let peeked = matches!(direction, Direction::Received) && flags & (MSG_PEEK | MSG_ERRQUEUE) != 0;
     if retried || peeked {
         return 0;
     }
-    let socket = Typed(context.arg(0));
-    if !has_file(socket) {
+    if !socket.has_file() {
         return 0;
     }
     let sent = matches!(direction, Direction::Sent);
     if result > 0 {
         count(if sent { Counter::MovedSent } else { Counter::MovedReceived }, result as u64);
     }
-    let tcp = Tcp::of(socket);
+    let tcp = socket.tcp();
     if tcp.is_none() && !is_unix_stream(socket) {
         if result > 0 {
             count(if sent { Counter::OtherSent } else { Counter::OtherReceived }, result as u64);
         }
         return 0;
     }
-    let cookie = cookie(socket);
+    let cookie = identity::of(socket, tcp.is_some());
     let Some(state) = connection(socket, tcp.as_ref(), cookie) else {
         // The map had no room: what moved is counted, and lost.
         if result > 0 {
@@ -221,7 +277,7 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
         });
         return 0;
     }
-    let call = syscall::current(result as u32);
+    let call = call();
     let buffer = if is_quiet(cookie, sent, position, result as u32) {
         syscall::Buffer::none(omitted::QUIET)
     } else if !sent && tcp.is_some() && flags & MSG_TRUNC != 0 {
@@ -248,22 +304,15 @@ fn moved(context: &BtfTracePointContext, direction: Direction) -> i32 {
 
 /// What a process moves that may be chosen is counted, as far as it would be if it were.
 #[inline(always)]
-fn undecided(context: &BtfTracePointContext, process: u32, direction: Direction, bytes: u64) {
-    let flags: u32 = context.arg(2);
+fn undecided<S: Socket>(socket: S, process: u32, direction: Direction, result: i32, flags: u32) {
     let peeked = matches!(direction, Direction::Received) && flags & (MSG_PEEK | MSG_ERRQUEUE) != 0;
-    if !peeked && has_file(Typed(context.arg(0))) {
-        select::count_undecided(process, direction, bytes);
+    if result > 0 && !peeked && socket.has_file() {
+        select::count_undecided(process, direction, result as u64);
     }
 }
 
-/// The kernel's own sockets (NFS) are used inside a call of the process, but have no file.
 #[inline(always)]
-fn has_file(socket: Typed) -> bool {
-    socket.follow(offset!(SOCK_SOCKET)).load::<u64>(offset!(SOCKET_FILE)) != 0
-}
-
-#[inline(always)]
-fn is_unix_stream(socket: Typed) -> bool {
+fn is_unix_stream<S: Socket>(socket: S) -> bool {
     socket.load::<u16>(offset!(SOCK_FAMILY)) == AF_UNIX
         && socket.load::<u16>(offset!(SOCK_TYPE)) == SOCK_STREAM
 }
@@ -294,15 +343,13 @@ fn is_quiet(cookie: u64, sent: bool, position: u64, length: u32) -> bool {
     }
 }
 
-#[inline(always)]
-fn cookie(socket: Typed) -> u64 {
-    // SAFETY: the verifier checks that it is a socket.
-    unsafe { bpf_get_socket_cookie(socket.0 as *mut _) }
-}
-
 /// What is kept of a connection that the agent was told of.
 #[inline(always)]
-fn connection(socket: Typed, tcp: Option<&Tcp>, cookie: u64) -> Option<&'static mut ConnectionState> {
+fn connection<S: Socket>(
+    socket: S,
+    tcp: Option<&Tcp<S>>,
+    cookie: u64,
+) -> Option<&'static mut ConnectionState> {
     let state = match kept(cookie) {
         Some(state) => state,
         None => {
@@ -330,7 +377,7 @@ fn kept(cookie: u64) -> Option<&'static mut ConnectionState> {
 
 /// Tells the agent of a connection.
 #[inline(always)]
-fn announce(socket: Typed, tcp: &Tcp, cookie: u64, state: &mut ConnectionState) {
+fn announce<S: Socket>(socket: S, tcp: &Tcp<S>, cookie: u64, state: &mut ConnectionState) {
     if state.role == Role::Unknown as u32 {
         state.role = tcp.role(socket.load(offset!(SOCK_STATE))) as u32;
     }
@@ -369,14 +416,14 @@ fn announce(socket: Typed, tcp: &Tcp, cookie: u64, state: &mut ConnectionState) 
 
 /// The same of a Unix socket. The side that was connected to has a name, the other seldom has.
 #[inline(always)]
-fn announce_unix(socket: Typed, cookie: u64, state: &mut ConnectionState) {
+fn announce_unix<S: Socket>(socket: S, cookie: u64, state: &mut ConnectionState) {
     if state.positions[0] == 0 {
         state.positions[0] = COUNTED_START;
         state.positions[1] = COUNTED_START;
     }
-    let own: u64 = read_kernel(socket.0, offset!(UNIX_ADDR));
+    let own: u64 = read_kernel(socket.address(), offset!(UNIX_ADDR));
     // At the null page there is nothing to read: without a peer this is 0 as well.
-    let peer: u64 = read_kernel(socket.0, offset!(UNIX_PEER));
+    let peer: u64 = read_kernel(socket.address(), offset!(UNIX_PEER));
     let peers: u64 = read_kernel(peer, offset!(UNIX_ADDR));
     state.role = match (own != 0, peers != 0) {
         (true, false) => Role::Server as u32,
@@ -403,75 +450,4 @@ fn announce_unix(socket: Typed, cookie: u64, state: &mut ConnectionState) {
         copy_kernel(path, record.path_length, &mut record.path);
     });
     state.announced = told as u32;
-}
-
-#[derive(Clone, Copy)]
-struct Tcp(Typed);
-
-struct Positions {
-    /// By direction: where the next byte will be, counted from 0.
-    now: [u64; 2],
-    bases: [u32; 2],
-}
-
-impl Tcp {
-    #[inline(always)]
-    fn of(socket: Typed) -> Option<Tcp> {
-        // SAFETY: the verifier checks that it is a socket.
-        let tcp = unsafe { bpf_skc_to_tcp_sock(socket.0 as *mut _) };
-        if tcp.is_null() { None } else { Some(Tcp(Typed(tcp as u64))) }
-    }
-
-    /// The sums that the kernel keeps start at the connection's first byte; its own SYN is in the
-    /// sum of the client, and a FIN in that of its receiver.
-    #[inline(always)]
-    fn positions(&self, client: bool) -> Positions {
-        let unacknowledged: u32 = self.0.load(offset!(TCP_SND_UNA));
-        let acknowledged: u64 = self.0.load(offset!(TCP_BYTES_ACKED));
-        let written: u32 = self.0.load(offset!(TCP_WRITE_SEQ));
-        let next: u32 = self.0.load(offset!(TCP_RCV_NXT));
-        let received: u64 = self.0.load(offset!(TCP_BYTES_RECEIVED));
-        let copied: u32 = self.0.load(offset!(TCP_COPIED_SEQ));
-        let flags: u64 = self.0.load(offset!(SOCK_FLAGS));
-        let syn = client as u64;
-        let fin = (flags & SOCK_DONE != 0 && copied == next) as u64;
-        Positions {
-            now: [
-                acknowledged.wrapping_add(written.wrapping_sub(unacknowledged) as u64).wrapping_sub(syn),
-                received.wrapping_sub(next.wrapping_sub(copied) as u64).wrapping_sub(fin),
-            ],
-            bases: [
-                unacknowledged.wrapping_sub(acknowledged as u32).wrapping_add(syn as u32),
-                next.wrapping_sub(received as u32),
-            ],
-        }
-    }
-
-    /// The peer's FIN was received, and everything before it was read.
-    #[inline(always)]
-    fn is_at_end(&self) -> bool {
-        let flags: u64 = self.0.load(offset!(SOCK_FLAGS));
-        let copied: u32 = self.0.load(offset!(TCP_COPIED_SEQ));
-        flags & SOCK_DONE != 0 && copied == self.0.load::<u32>(offset!(TCP_RCV_NXT))
-    }
-
-    /// Who sent the SYN: it is in `bytes_acked` but not in `bytes_sent`. Only while no FIN was sent.
-    #[inline(always)]
-    fn role(&self, state: u8) -> Role {
-        if state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT {
-            return Role::Unknown;
-        }
-        let next: u32 = self.0.load(offset!(TCP_SND_NXT));
-        let sent: u64 = self.0.load(offset!(TCP_BYTES_SENT));
-        let again: u64 = self.0.load(offset!(TCP_BYTES_RETRANS));
-        let unacknowledged: u32 = self.0.load(offset!(TCP_SND_UNA));
-        let acknowledged: u64 = self.0.load(offset!(TCP_BYTES_ACKED));
-        let first_by_sent = next.wrapping_sub(sent.wrapping_sub(again) as u32);
-        let first_by_acked = unacknowledged.wrapping_sub(acknowledged as u32);
-        match first_by_sent.wrapping_sub(first_by_acked) {
-            0 => Role::Server,
-            1 => Role::Client,
-            _ => Role::Unknown,
-        }
-    }
 }

@@ -10,8 +10,9 @@ use aya_ebpf::{
 use tracer_common::{config::IOVECS_PER_CALL, record::omitted};
 
 use crate::{
-    maps::{MESSAGES, Messages},
-    memory::{Typed, read_user},
+    file,
+    maps::{self, MESSAGES, Messages},
+    memory::{Object, Typed, Untyped, read_user},
     offset,
 };
 
@@ -46,11 +47,15 @@ const UNDER_WAY: i64 = -38;
 /// `PF_IO_WORKER` (include/linux/sched.h): a thread of io_uring.
 const IO_WORKER: u32 = 0x10;
 
-/// Offsets in `struct user_msghdr` (include/linux/socket.h), and the size of `struct mmsghdr`, which
-/// starts with one.
+/// Offsets in `struct user_msghdr` (include/linux/socket.h), and in `struct mmsghdr`, which starts with
+/// one, and its size.
 const MSGHDR_IOV: u64 = 16;
 const MSGHDR_IOVLEN: u64 = 24;
+const MMSGHDR_LENGTH: u64 = 56;
 const MMSGHDR_SIZE: u64 = 64;
+
+/// Messages of one call whose lengths are added up.
+const MESSAGES_SUMMED: u32 = 65536;
 
 pub(crate) struct Call {
     pub(crate) number: u16,
@@ -76,6 +81,8 @@ pub(crate) mod shape {
     pub(crate) const NONE: u32 = 0;
     pub(crate) const FLAT: u32 = 1;
     pub(crate) const PIECES: u32 = 2;
+    /// Several messages, each with pieces and with the length that it came to.
+    pub(crate) const MESSAGES: u32 = 3;
 }
 
 impl Buffer {
@@ -93,9 +100,14 @@ impl Buffer {
     fn pieces(address: u64, count: u64) -> Self {
         Self { shape: shape::PIECES, address, count, omitted: omitted::NOTHING as u32 }
     }
+
+    #[inline(always)]
+    fn messages(address: u64, count: u64) -> Self {
+        Self { shape: shape::MESSAGES, address, count, omitted: omitted::NOTHING as u32 }
+    }
 }
 
-/// The call that the current thread is in, which moved `moved` bytes.
+/// The call that the current thread is in, which moved `moved` bytes: where it is not over yet.
 #[inline(always)]
 pub(crate) fn current(moved: u32) -> Call {
     // SAFETY: the helper returns a kernel object of a known type.
@@ -144,6 +156,166 @@ pub(crate) fn current(moved: u32) -> Call {
     Call { number: number as u16, buffer }
 }
 
+/// A call on a socket that has ended.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Ended {
+    /// Where it is.
+    pub(crate) socket: u64,
+    pub(crate) sent: u32,
+    /// Bytes, or an error.
+    pub(crate) result: i32,
+    /// MSG_* flags
+    pub(crate) flags: u32,
+    pub(crate) number: u32,
+    pub(crate) buffer: Buffer,
+}
+
+/// What the call that ends with these registers moved, if it was one that moves bytes on a socket.
+#[inline(always)]
+pub(crate) fn ended(registers: Untyped, result: i64) -> Option<Ended> {
+    maps::forget_ways(find_ended(registers, result)?)
+}
+
+#[inline(always)]
+fn find_ended(registers: Untyped, result: i64) -> Option<Ended> {
+    let number: u64 = registers.load(core::mem::offset_of!(pt_regs, orig_rax));
+    let segment: u64 = registers.load(core::mem::offset_of!(pt_regs, cs));
+    if segment & 0xffff == USER32_CS {
+        return ended_32_bit(registers, number, result);
+    }
+    let sent = match number {
+        number::READ
+        | number::READV
+        | number::PREADV
+        | number::PREADV2
+        | number::RECVFROM
+        | number::RECVMSG
+        | number::RECVMMSG => false,
+        number::WRITE
+        | number::WRITEV
+        | number::PWRITEV
+        | number::PWRITEV2
+        | number::SENDTO
+        | number::SENDMSG
+        | number::SENDMMSG
+        | number::SENDFILE
+        | number::SPLICE => true,
+        _ => return None,
+    };
+    let first: u64 = registers.load(core::mem::offset_of!(pt_regs, rdi));
+    let second: u64 = registers.load(core::mem::offset_of!(pt_regs, rsi));
+    let third: u64 = registers.load(core::mem::offset_of!(pt_regs, rdx));
+    let fourth: u64 = registers.load(core::mem::offset_of!(pt_regs, r10));
+    let (found, sent) = match (file::socket(first as u32), number) {
+        // From a socket to a pipe, or the other way round.
+        (Some(socket), number::SPLICE) => (Some(socket), false),
+        (None, number::SPLICE) => (file::socket(third as u32), true),
+        (found, _) => (found, sent),
+    };
+    let socket = found?;
+    let flags = match number {
+        number::SENDTO | number::RECVFROM | number::SENDMMSG | number::RECVMMSG => fourth as u32,
+        number::SENDMSG | number::RECVMSG => third as u32,
+        _ => 0,
+    };
+    let buffer = match number {
+        _ if result <= 0 => Buffer::none(omitted::NOTHING),
+        number::READ | number::WRITE | number::SENDTO | number::RECVFROM => Buffer::flat(second),
+        number::SENDMSG | number::RECVMSG => message(second),
+        number::SENDMMSG | number::RECVMMSG => Buffer::messages(second, result as u64),
+        number::SENDFILE | number::SPLICE => Buffer::none(omitted::NO_BUFFER),
+        _ => Buffer::pieces(second, third),
+    };
+    // What these give is a number of messages.
+    let result =
+        if buffer.shape == shape::MESSAGES { messages_length(second, result as u32) } else { result };
+    Some(Ended {
+        socket: socket.address(),
+        sent: sent as u32,
+        result: result as i32,
+        flags,
+        number: number as u32,
+        buffer,
+    })
+}
+
+/// Calls of a 32-bit task have other numbers (arch/x86/entry/syscalls/syscall_32.tbl) and registers: how
+/// much they moved is enough.
+#[inline(always)]
+fn ended_32_bit(registers: Untyped, number: u64, result: i64) -> Option<Ended> {
+    const SOCKETCALL: u64 = 102;
+    let first: u64 = registers.load(core::mem::offset_of!(pt_regs, rbx));
+    let second: u64 = registers.load(core::mem::offset_of!(pt_regs, rcx));
+    let third: u64 = registers.load(core::mem::offset_of!(pt_regs, rdx));
+    let fourth: u64 = registers.load(core::mem::offset_of!(pt_regs, rsi));
+    let word = |index: u64| read_user::<u32>(second + index * 4).unwrap_or(0);
+    let (sent, file, flags) = match number {
+        3 | 145 => (false, first as u32, 0),
+        4 | 146 => (true, first as u32, 0),
+        369 => (true, first as u32, fourth as u32),
+        370 => (true, first as u32, third as u32),
+        371 => (false, first as u32, fourth as u32),
+        372 => (false, first as u32, third as u32),
+        // send, recv, sendto, recvfrom, sendmsg, recvmsg (include/uapi/linux/net.h)
+        SOCKETCALL => match first {
+            9 | 11 => (true, word(0), word(3)),
+            10 | 12 => (false, word(0), word(3)),
+            16 => (true, word(0), word(2)),
+            17 => (false, word(0), word(2)),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(Ended {
+        socket: file::socket(file)?.address(),
+        sent: sent as u32,
+        // The upper half of a result of 32 bits is not set.
+        result: result as i32,
+        flags,
+        number: number as u32,
+        buffer: Buffer::none(omitted::TASK_32_BIT),
+    })
+}
+
+#[repr(C)]
+struct Lengths {
+    vector: u64,
+    count: u32,
+    padding: u32,
+    bytes: u64,
+}
+
+/// What all messages of a call came to.
+#[inline(always)]
+fn messages_length(vector: u64, count: u32) -> i64 {
+    let mut lengths = Lengths { vector, count, padding: 0, bytes: 0 };
+    // SAFETY: the callback takes (index, argument) as the helper asks.
+    unsafe {
+        bpf_loop(MESSAGES_SUMMED, add_message as *const () as *mut _, (&raw mut lengths).cast(), 0);
+    }
+    lengths.bytes as i64
+}
+
+/// Returns 1 to end the loop.
+unsafe extern "C" fn add_message(index: u32, argument: *mut Lengths) -> i64 {
+    // SAFETY: the argument that `messages_length` gave to the loop.
+    let lengths = unsafe { &mut *argument };
+    if index >= lengths.count {
+        return 1;
+    }
+    let Some((_, length)) = message_at(lengths.vector, index) else { return 1 };
+    lengths.bytes += length as u64;
+    0
+}
+
+/// A message of several that were moved, with its length.
+#[inline(always)]
+pub(crate) fn message_at(vector: u64, index: u32) -> Option<(u64, u32)> {
+    let address = vector + index as u64 * MMSGHDR_SIZE;
+    Some((address, read_user::<u32>(address + MMSGHDR_LENGTH)?))
+}
+
 /// Nothing moved: the call goes on to its next message after a message without bytes, and ends with an
 /// error.
 #[inline(always)]
@@ -179,7 +351,7 @@ fn registers(task: Typed) -> Typed {
 
 /// The buffers of a `struct user_msghdr`.
 #[inline(always)]
-fn message(address: u64) -> Buffer {
+pub(crate) fn message(address: u64) -> Buffer {
     match (read_user::<u64>(address + MSGHDR_IOV), read_user::<u64>(address + MSGHDR_IOVLEN)) {
         (Some(pieces), Some(count)) => Buffer::pieces(pieces, count),
         _ => Buffer::none(omitted::FAULT),

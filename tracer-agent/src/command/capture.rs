@@ -15,9 +15,10 @@ use tracer_agent::{
     live::{
         discover,
         gate::{Gate, User},
-        load::{Probes, RING_DEFAULT, RING_MIN},
+        load::{Probes, RING_DEFAULT, RING_MIN, Wanted},
         print::{Format, Printer},
-        send::{Endpoint, Protocol, Sender},
+        probes::Capture,
+        send::Sender,
         session::{Finished, Outputs, Recording, Session, Turn},
     },
     pipeline::Limits,
@@ -26,6 +27,7 @@ use tracer_agent::{
 use super::{
     Exit, Failure, OrExit,
     choice::{FilterArguments, SelectionArguments},
+    otlp::OtlpArguments,
     parse_duration, parse_size,
 };
 
@@ -57,6 +59,14 @@ pub(crate) struct Bounds {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Bounds")]
     pub(crate) memory: Option<u64>,
 
+    /// How bytes are seen; the best that the kernel has, if not named
+    #[arg(long, value_enum, value_name = "MODE", help_heading = "Bounds")]
+    pub(crate) capture: Option<Capture>,
+
+    /// A probe that is dealt with as if the kernel refused it: for tests
+    #[arg(long, hide = true, value_name = "TRACEPOINT")]
+    pub(crate) refuse: Vec<String>,
+
     /// The probes copy what nobody needs too: for the benchmark, to show what it saves not to
     #[arg(long, hide = true)]
     pub(crate) copy_all: bool,
@@ -72,13 +82,8 @@ pub(crate) struct Output {
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) output_file: Option<PathBuf>,
 
-    /// Sends the spans to an OTLP receiver as well (http://127.0.0.1:4318)
-    #[arg(long, value_name = "URL", help_heading = "Output")]
-    pub(crate) otlp: Option<String>,
-
-    /// The protocol to send with; by default grpc for port 4317, else http/protobuf
-    #[arg(long, value_enum, value_name = "PROTOCOL", help_heading = "Output")]
-    pub(crate) otlp_protocol: Option<Protocol>,
+    #[command(flatten)]
+    pub(crate) otlp: OtlpArguments,
 }
 
 impl Output {
@@ -86,31 +91,8 @@ impl Output {
         Printer::start(self.output, self.output_file.as_deref()).or_exit(Exit::Usage)
     }
 
-    /// The flag wins over the environment, the variable for traces over the one for all signals.
     pub(crate) fn sender(&self) -> Result<Option<Sender>, Failure> {
-        let variable = |name: &str| {
-            std::env::var_os(name)
-                .and_then(|value| value.into_string().ok())
-                .filter(|value| !value.is_empty())
-        };
-        let all = |suffix: &str| variable(&format!("OTEL_EXPORTER_OTLP_{suffix}"));
-        let traces = |suffix: &str| variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{suffix}"));
-        let exact = self.otlp.is_none() && traces("ENDPOINT").is_some();
-        let url = self.otlp.clone().or_else(|| traces("ENDPOINT")).or_else(|| all("ENDPOINT"));
-        let Some(url) = url else { return Ok(None) };
-        let protocol = match (self.otlp_protocol, traces("PROTOCOL").or_else(|| all("PROTOCOL")).as_deref()) {
-            (Some(protocol), _) => Some(protocol),
-            (None, Some("grpc")) => Some(Protocol::Grpc),
-            (None, Some("http/protobuf")) => Some(Protocol::Http),
-            (None, None) => None,
-            (None, Some(other)) => {
-                let error =
-                    anyhow!("OTEL_EXPORTER_OTLP_PROTOCOL: `{other}` is neither grpc nor http/protobuf");
-                return Err(Failure::new(Exit::Usage, error));
-            }
-        };
-        let endpoint = Endpoint::new(&url, protocol, exact).or_exit(Exit::Usage)?;
-        Ok(Some(Sender::start(endpoint)?))
+        Ok(self.otlp.endpoint()?.map(|endpoint| Sender::start(&endpoint)).transpose()?)
     }
 }
 
@@ -144,7 +126,8 @@ pub(crate) fn run(
         );
         return Err(Failure::new(Exit::CannotCapture, error));
     }
-    let ring = ring_size(bounds.ring)?;
+    let wanted =
+        Wanted { ring: ring_size(bounds.ring)?, capture: bounds.capture, refuse: bounds.refuse.clone() };
     let limits = Limits {
         memory: bounds
             .memory
@@ -158,7 +141,8 @@ pub(crate) fn run(
         // Before the probes are attached: from here on nothing ends the program without a flush.
         let mut signals = Signals::new()?;
         let sender = output.sender()?;
-        let probes = Probes::load(ring, &selection)?;
+        let probes = Probes::load(&wanted, &selection)?;
+        tell_how(&probes.0);
         // Files are written when nothing stands against it any more.
         let outputs = Outputs {
             printer: output.printer()?,
@@ -184,6 +168,17 @@ pub(crate) fn run(
         }
         Ok(exit(&finished, ended, bounds.strict))
     })
+}
+
+/// What the kernel refused, once, and how bytes are seen if not in the best way.
+fn tell_how(probes: &Probes) {
+    for refused in &probes.refused {
+        let cost = if refused.without.is_empty() { "another way is taken" } else { refused.without };
+        eprintln!("probe {}: {}; {cost}", refused.tracepoint, refused.reason);
+    }
+    if let Some(lacks) = probes.capture.lacks() {
+        eprintln!("capture: {} ({}): {lacks}", probes.capture, probes.capture.told());
+    }
 }
 
 fn ring_size(asked: Option<u64>) -> Result<u32, Failure> {
@@ -346,8 +341,8 @@ fn report(finished: &Finished) {
     for open in finished.pipeline.open_exchanges() {
         eprintln!("{}", text::open(open));
     }
-    if let Some(sent) = &finished.sent {
-        eprintln!("{sent}");
+    if let Some((url, sent)) = &finished.sent {
+        eprintln!("otlp: {url}: {sent}");
     }
     if finished.filtered > 0 {
         let all = finished.spans + finished.filtered;

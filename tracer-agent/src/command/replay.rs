@@ -68,7 +68,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     }
     if let Some(mut sender) = outputs.sender {
         sender.flush_waiting();
-        eprintln!("{}", sender.finish(FLUSH));
+        let (url, sent) = sender.finish(FLUSH);
+        eprintln!("otlp: {url}: {sent}");
     }
     outputs.printer.finish(FLUSH)?;
     for open in pipeline.open_exchanges() {

@@ -3,9 +3,9 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Btf, BtfError, Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError},
+    programs::{Program, ProgramError, ProgramInfo},
 };
 use tracer_common::{
     config::{Counter, NAME_SIZE, selected},
@@ -13,7 +13,11 @@ use tracer_common::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{layout, select::Selection};
+use super::{
+    layout, privileges,
+    probes::{self, Capture, FOLLOWERS, Follower, Refused},
+    select::Selection,
+};
 use crate::{
     pipeline::{Hush, Quiet},
     stats::Bucket,
@@ -21,28 +25,15 @@ use crate::{
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf"));
 
-/// All are named after the kernel's tracepoint that they are attached to. In this order: who is
-/// chosen is followed before anyone is.
-const PROGRAMS: [&str; 9] = [
-    "sched_process_exit",
-    "sched_process_fork",
-    "sched_process_exec",
-    CGROUP_PROGRAM,
-    "tcp_destroy_sock",
-    "tcp_receive_reset",
-    "inet_sock_set_state",
-    "sock_send_length",
-    "sock_recv_length",
-];
-
-/// Only where cgroups are chosen.
-const CGROUP_PROGRAM: &str = "cgroup_attach_task";
-
 /// The smallest ring that holds a record of the largest class.
 pub const RING_MIN: u32 = 64 << 10;
 pub const RING_DEFAULT: u32 = 8 << 20;
 
 pub struct Probes {
+    /// How bytes are seen.
+    pub capture: Capture,
+    /// What the kernel did not take.
+    pub refused: Vec<Refused>,
     ebpf: Ebpf,
     selected: HashMap<MapData, u32, u32>,
     undecided: HashMap<MapData, u32, [u64; 2]>,
@@ -51,66 +42,136 @@ pub struct Probes {
     quiet: HashMap<MapData, u64, connection::Quiet>,
 }
 
+/// Connections that have a name of ours, where the kernel gives none.
+const IDENTITIES: u32 = 131_072;
+
 /// An entry that is gone stays gone (include/uapi/linux/bpf.h).
 const BPF_EXIST: u64 = 2;
 
 /// [`ConnectionState`] as bytes.
 type Kept = [u8; size_of::<ConnectionState>()];
 
+/// What is to be loaded.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Size of the ring: a power of two.
+    pub ring: u32,
+    /// The best that the kernel has, if it is not named.
+    pub capture: Option<Capture>,
+    /// Tracepoints that are dealt with as if the kernel refused them, for tests.
+    pub refuse: Vec<String>,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { ring: RING_DEFAULT, capture: None, refuse: Vec::new() }
+    }
+}
+
 impl Probes {
-    /// Loads and attaches everything. `ring` is a power of two. In a thread of its own: the kernel's type
-    /// information takes many small allocations for a moment, and what a thread has freed goes back to
-    /// the system with it.
-    pub fn load(ring: u32, selection: &Selection) -> Result<(Self, RingBuf<MapData>)> {
+    /// Loads and attaches everything. In a thread of its own: the kernel's type information takes many small
+    /// allocations for a moment, and what a thread has freed goes back to the system with it.
+    pub fn load(wanted: &Wanted, selection: &Selection) -> Result<(Self, RingBuf<MapData>)> {
         std::thread::scope(|scope| {
-            let thread = scope.spawn(|| Self::load_all(ring, selection));
+            let thread = scope.spawn(|| Self::load_best(wanted, selection));
             thread.join().unwrap_or_else(|_| bail!("the thread that loads the probes failed"))
         })
     }
 
-    fn load_all(ring: u32, selection: &Selection) -> Result<(Self, RingBuf<MapData>)> {
+    /// The ways to see bytes are tried, the best first.
+    fn load_best(wanted: &Wanted, selection: &Selection) -> Result<(Self, RingBuf<MapData>)> {
         let offsets = layout::offsets()?;
         let btf = Btf::from_sys_fs().context("the kernel's type information cannot be read")?;
+        let all = match &wanted.capture {
+            Some(capture) => std::slice::from_ref(capture),
+            None => &Capture::ALL[..],
+        };
+        let mut reasons = Vec::new();
+        for capture in all {
+            match Self::load_as(*capture, wanted, selection, &offsets, &btf) {
+                Ok((mut probes, ring)) => {
+                    probes.refused.splice(..0, reasons);
+                    return Ok((probes, ring));
+                }
+                Err(NoCapture::Refused(refused)) => reasons.push(refused),
+                Err(NoCapture::Other(error)) => return Err(sentence(error)),
+            }
+        }
+        let told: Vec<String> =
+            reasons.iter().map(|refused| format!("{}: {}", refused.tracepoint, refused.reason)).collect();
+        bail!("bytes cannot be seen on this kernel: {} (`tracer doctor` says more)", told.join("; "))
+    }
+
+    fn load_as(
+        capture: Capture,
+        wanted: &Wanted,
+        selection: &Selection,
+        offsets: &[(&'static str, u32)],
+        btf: &Btf,
+    ) -> Result<(Self, RingBuf<MapData>), NoCapture> {
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("RECORDS", ring);
-        for (name, offset) in &offsets {
+        loader.map_max_entries("RECORDS", wanted.ring);
+        for (name, offset) in offsets {
             loader.override_global(name, offset, true);
         }
-        let (required, by_agent, own) =
-            (selection.required(), selection.decided_by_agent(), std::process::id());
+        let (required, by_agent, own, by_address) = (
+            selection.required(),
+            selection.decided_by_agent(),
+            std::process::id(),
+            u32::from(capture.knows_by_address()),
+        );
         loader.override_global("REQUIRED", &required, true);
         loader.override_global("DECIDED_BY_AGENT", &by_agent, true);
         loader.override_global("OWN_PROCESS", &own, true);
-        let mut ebpf = loader.load(OBJECT).map_err(|error| refused(error.into()))?;
+        loader.override_global("BY_ADDRESS", &by_address, true);
+        if capture.knows_by_address() {
+            loader.map_max_entries("IDENTITIES", IDENTITIES);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(anyhow::Error::new)?;
         let map = |ebpf: &mut Ebpf, name: &str| {
             ebpf.take_map(name).ok_or_else(|| anyhow!("the probes have no map {name}"))
         };
-        let selected = HashMap::try_from(map(&mut ebpf, "SELECTED")?)?;
-        let undecided = HashMap::try_from(map(&mut ebpf, "UNDECIDED")?)?;
-        let connections = HashMap::try_from(map(&mut ebpf, "CONNECTIONS")?)?;
-        let counters = PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?)?;
-        let quiet = HashMap::try_from(map(&mut ebpf, "QUIET")?)?;
-        let records = RingBuf::try_from(map(&mut ebpf, "RECORDS")?)?;
+        let records = RingBuf::try_from(map(&mut ebpf, "RECORDS")?).map_err(anyhow::Error::new)?;
+        let mut probes = Self {
+            capture,
+            refused: Vec::new(),
+            selected: typed(map(&mut ebpf, "SELECTED")?)?,
+            undecided: typed(map(&mut ebpf, "UNDECIDED")?)?,
+            connections: typed(map(&mut ebpf, "CONNECTIONS")?)?,
+            counters: PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?).map_err(anyhow::Error::new)?,
+            quiet: typed(map(&mut ebpf, "QUIET")?)?,
+            ebpf,
+        };
         // Before anything is attached: no process is missed.
-        fill(&mut ebpf, "NAMES", selection.names())?;
-        fill(&mut ebpf, "EXECUTABLES", selection.files().iter().copied())?;
-        fill(&mut ebpf, "PORTS", selection.ports().iter().copied())?;
-        fill(&mut ebpf, "CGROUPS", selection.cgroup_ids())?;
-        for name in PROGRAMS {
-            if name == CGROUP_PROGRAM && required & selected::CGROUP == 0 {
+        fill(&mut probes.ebpf, "NAMES", selection.names())?;
+        fill(&mut probes.ebpf, "EXECUTABLES", selection.files().iter().copied())?;
+        fill(&mut probes.ebpf, "PORTS", selection.ports().iter().copied())?;
+        fill(&mut probes.ebpf, "CGROUPS", selection.cgroup_ids())?;
+        for tracepoint in capture.tracepoints() {
+            probes
+                .attach(tracepoint, wanted, btf)
+                .map_err(|reason| NoCapture::Refused(Refused { tracepoint, reason, without: "" }))?;
+        }
+        // Then those that choose: who is chosen is seen from the start.
+        for Follower { tracepoint, without, only_for } in FOLLOWERS {
+            if only_for != 0 && required & only_for == 0 {
                 continue;
             }
-            let program: &mut BtfTracePoint = ebpf
-                .program_mut(name)
-                .ok_or_else(|| anyhow!("the probes have no program {name}"))?
-                .try_into()?;
-            program.load(name, &btf).map_err(|error| refused(explain(name, error)))?;
-            if let Ok(Some(count)) = program.info().map(|info| info.verified_instruction_count()) {
-                tracing::debug!("{name}: {count} instructions were verified");
+            if let Err(reason) = probes.attach(tracepoint, wanted, btf) {
+                probes.refused.push(Refused { tracepoint, reason, without });
             }
-            program.attach().with_context(|| format!("the probe {name} cannot be attached"))?;
         }
-        Ok((Self { ebpf, selected, undecided, connections, counters, quiet }, records))
+        Ok((probes, records))
+    }
+
+    /// One probe; why not, if not.
+    fn attach(&mut self, tracepoint: &str, wanted: &Wanted, btf: &Btf) -> Result<(), String> {
+        if wanted.refuse.iter().any(|name| name == tracepoint) {
+            return Err("refused by the command line".to_owned());
+        }
+        let name = probes::program(tracepoint, self.capture.is_raw());
+        let program = self.ebpf.program_mut(&name).ok_or("the probes have no such program")?;
+        attach(program, tracepoint, btf).map_err(|error| explain(&name, error))
     }
 
     /// What a process meets of the selection, as the probes know it.
@@ -178,15 +239,55 @@ impl Probes {
 
     /// Takes the probes away; maps stay readable.
     pub fn detach(&mut self) {
-        for name in PROGRAMS {
-            if let Some(program) = self.ebpf.program_mut(name)
-                && let Ok(program) = <&mut BtfTracePoint>::try_from(program)
-            {
-                // Dropping the link detaches it, and unloading drops all links.
-                let _ = program.unload();
-            }
+        for (_, program) in self.ebpf.programs_mut() {
+            // Dropping the link detaches it, and unloading drops all links.
+            let _ = match program {
+                Program::BtfTracePoint(program) => program.unload(),
+                Program::RawTracePoint(program) => program.unload(),
+                _ => Ok(()),
+            };
         }
     }
+}
+
+/// Why there is no capture in one of the ways.
+enum NoCapture {
+    /// The kernel does not take it; it may take another.
+    Refused(Refused),
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for NoCapture {
+    fn from(error: anyhow::Error) -> Self {
+        NoCapture::Other(error)
+    }
+}
+
+/// Loads a probe and attaches it to its tracepoint.
+fn attach(program: &mut Program, tracepoint: &str, btf: &Btf) -> Result<(), ProgramError> {
+    match program {
+        Program::BtfTracePoint(program) => {
+            program.load(tracepoint, btf)?;
+            verified(tracepoint, program.info());
+            program.attach().map(drop)
+        }
+        Program::RawTracePoint(program) => {
+            program.load()?;
+            verified(tracepoint, program.info());
+            program.attach(tracepoint).map(drop)
+        }
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+fn verified(tracepoint: &str, info: Result<ProgramInfo, ProgramError>) {
+    if let Some(count) = info.ok().and_then(|info| info.verified_instruction_count()) {
+        tracing::debug!("{tracepoint}: {count} instructions were verified");
+    }
+}
+
+fn typed<K: aya::Pod, V: aya::Pod>(map: aya::maps::Map) -> Result<HashMap<MapData, K, V>> {
+    Ok(HashMap::try_from(map)?)
 }
 
 fn fill<K: aya::Pod>(ebpf: &mut Ebpf, name: &str, keys: impl IntoIterator<Item = K>) -> Result<()> {
@@ -207,33 +308,41 @@ pub fn name_key(name: &str) -> Option<[u8; NAME_SIZE]> {
 }
 
 /// The reason in one line; the end of the verifier's log for those who ask.
-fn explain(name: &str, error: ProgramError) -> anyhow::Error {
+fn explain(name: &str, error: ProgramError) -> String {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
             let lines: Vec<&str> = log.lines().collect();
             tracing::debug!("{name}: {}", lines[lines.len().saturating_sub(20)..].join("\n"));
-            let what = format!("the kernel refuses the probe {name} (TRACER_LOG=debug says more)");
-            anyhow::Error::new(io_error).context(what)
+            if is_denied(&io_error) {
+                return format!("the kernel does not allow it ({io_error})");
+            }
+            format!("the kernel refuses it: {io_error} (TRACER_LOG=debug shows the verifier's last lines)")
         }
-        other => anyhow::Error::new(other).context(format!(
-            "this kernel has no tracepoint {name} for a probe (Linux 6.3 or later is needed)"
-        )),
+        ProgramError::Btf(BtfError::UnknownBtfTypeName { .. }) => {
+            "this kernel has no such tracepoint".to_owned()
+        }
+        other => anyhow::Error::new(other).root_cause().to_string(),
     }
 }
 
+fn is_denied(error: &std::io::Error) -> bool {
+    // EPERM: EACCES is a word of the verifier's.
+    error.raw_os_error() == Some(1)
+}
+
 /// What to do about the commonest reason.
-fn refused(error: anyhow::Error) -> anyhow::Error {
-    const EPERM: i32 = 1;
-    let denied = error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
-        .any(|cause| cause.raw_os_error() == Some(EPERM));
-    if denied || !rustix::process::geteuid().is_root() {
-        anyhow!(
-            "probes need root (or CAP_BPF and CAP_PERFMON, and CAP_SYS_PTRACE for names): run it with sudo"
-        )
-    } else {
-        error
+fn sentence(error: anyhow::Error) -> anyhow::Error {
+    let denied = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(is_denied);
+    if denied {
+        let missing = privileges::missing_to_load();
+        if missing.is_empty() {
+            return error.context("the kernel does not let probes be loaded (`tracer doctor` says why)");
+        }
+        return anyhow!(
+            "probes need root, or the capabilities {}: run it with sudo (`tracer doctor` says more)",
+            missing.join(", ")
+        );
     }
+    error
 }

@@ -16,7 +16,14 @@ use tracer_common::{config::selected, record::Process};
 use zerocopy::IntoBytes;
 
 use super::{
-    clock, discover::Seen, facts, gate::User, load::Probes, print::Printer, select::Selection, send::Sender,
+    clock,
+    discover::Seen,
+    facts,
+    gate::User,
+    load::Probes,
+    print::Printer,
+    select::Selection,
+    send::{Sender, Sent},
     sockets::UnixSockets,
 };
 use crate::{
@@ -451,8 +458,8 @@ pub struct Finished {
     /// Spans that were asked for, and those that were not.
     pub spans: u64,
     pub filtered: u64,
-    /// What became of the spans that were to be sent.
-    pub sent: Option<String>,
+    /// Where spans were sent to, and what became of them.
+    pub sent: Option<(String, Sent)>,
     /// Lines that nobody read in time.
     pub unprinted: u64,
     /// False if the capture file is not complete.
