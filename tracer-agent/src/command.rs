@@ -2,6 +2,8 @@
 
 pub(crate) mod capture;
 pub(crate) mod choice;
+pub(crate) mod doctor;
+pub(crate) mod explain;
 pub(crate) mod list;
 pub(crate) mod otlp;
 pub(crate) mod record;
@@ -56,6 +58,12 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     fn or_exit(self, exit: Exit) -> Result<T, Failure> {
         self.map_err(|error| Failure::new(exit, error))
     }
+}
+
+/// A line on standard output, which nobody has to read to the end.
+pub(crate) fn say(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// `30s`, `500ms`, `2m`, `1h`; a number alone is seconds.

@@ -1,5 +1,6 @@
 //! What is known of the processes that spans belong to.
 
+pub mod container;
 pub mod process;
 
 use crate::protocol::{Attribute, Text};

@@ -13,6 +13,7 @@ pub struct Filter {
     pub peer_ports: Vec<u16>,
     /// Names of the registry.
     pub protocols: Vec<String>,
+    pub no_health_checks: bool,
 }
 
 /// `503`, `5xx`, or a word such as `NOT_FOUND` that a protocol has for a status; `none` for a request
@@ -65,6 +66,7 @@ impl Filter {
             && self.slower.is_none_or(|least| span.end.saturating_sub(span.start) >= least)
             && any(&self.peer_ports, |port| view.peer_port == Some(*port))
             && any(&self.protocols, |name| name == view.protocol)
+            && !(self.no_health_checks && view.health_check)
     }
 }
 

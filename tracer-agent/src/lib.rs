@@ -6,7 +6,9 @@
 //! - [`exchange`]: requests with their responses
 //! - [`span`]: exchanges with ids, kind, status and resource
 //! - [`enrich`]: what is known of the processes
+//! - [`noise`]: requests that nobody asks about; [`route`]: what a path stands for
 //! - [`filter`]: which spans are asked for
+//! - [`summary`]: what all of them come to
 //! - [`export`]: spans as text, JSON and OTLP
 //! - [`pipeline`]: all of it as one function of the records
 //! - [`stats`]: the ledger
@@ -23,7 +25,10 @@ pub mod export;
 pub mod filter;
 #[cfg(feature = "live")]
 pub mod live;
+pub mod noise;
 pub mod pipeline;
 pub mod protocol;
+pub mod route;
 pub mod span;
 pub mod stats;
+pub mod summary;

@@ -4,8 +4,10 @@
 
 pub mod clock;
 pub mod discover;
+pub mod doctor;
 pub mod facts;
 pub mod gate;
+pub mod inspect;
 pub mod layout;
 pub mod load;
 pub mod print;

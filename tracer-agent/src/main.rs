@@ -34,6 +34,10 @@ enum Command {
     Replay(command::replay::Arguments),
     /// Show what a selection would trace, what nearly, and why not
     List(command::list::Arguments),
+    /// Show what this kernel and these privileges allow, and what to do
+    Doctor(command::doctor::Arguments),
+    /// Show what is seen of a process, what not, why, and what to do
+    Explain(command::explain::Arguments),
     /// The helper that becomes a traced command
     #[command(name = gate::SUBCOMMAND, hide = true)]
     WaitAtGate {
@@ -59,6 +63,8 @@ fn main() -> ExitCode {
         Command::Record(arguments) => command::record::run(&arguments),
         Command::Replay(arguments) => command::replay::run(&arguments),
         Command::List(arguments) => command::list::run(&arguments),
+        Command::Doctor(arguments) => command::doctor::run(&arguments),
+        Command::Explain(arguments) => command::explain::run(&arguments),
         Command::WaitAtGate { gate, user, command } => {
             return ExitCode::from(gate::wait_and_become(gate, user.as_deref(), &command) as u8);
         }

@@ -226,6 +226,10 @@ impl Pipeline {
                 run.ledger.bytes.add(bucket, data.length.into());
                 return;
             }
+            if !tracked.connection.has_started() {
+                let start = tracked.connection.start();
+                tracked.joined = data.position > start || data.opposite > start;
+            }
             let overlap = tracked.connection.insert(&arrival, payload, data.length.into());
             run.ledger.bytes.add(Bucket::Overlap, overlap);
             tracked.advance(run);
@@ -373,8 +377,11 @@ impl Pipeline {
     }
 
     fn forget(&mut self, cookie: u64) {
-        if let Some(tracked) = self.connections.remove(&cookie) {
+        if let Some(mut tracked) = self.connections.remove(&cookie) {
             self.held -= tracked.held;
+            if let Some(verdict) = tracked.take_verdict() {
+                *self.ledger.verdicts.entry(verdict).or_default() += 1;
+            }
         }
         self.waiting.remove(&cookie);
     }

@@ -4,11 +4,15 @@
 //! knows no clock and no socket: positions stand for times until the exchange is put together.
 
 mod http1;
+pub mod known;
 
 use smallvec::SmallVec;
 pub use smol_str::SmolStr as Text;
 
-use crate::connection::stream::{After, Marks};
+use crate::{
+    connection::stream::{After, Marks},
+    noise::Noise,
+};
 
 /// All protocols, in the order in which they are asked.
 pub const PROTOCOLS: &[&dyn Protocol] = &[&http1::Http1];
@@ -170,6 +174,8 @@ pub struct RequestHead {
     pub attributes: Vec<Attribute>,
     /// The trace that the caller put the request into.
     pub parent: Option<TraceParent>,
+    /// What it is besides, see [`crate::noise`].
+    pub noise: Option<Noise>,
 }
 
 impl RequestHead {
@@ -241,8 +247,21 @@ impl Attribute {
     }
 }
 
-/// Whether a TLS record of the handshake starts here (RFC 8446, section 5.1).
+/// Whether a TLS record starts here: of the handshake, or of what comes after it (RFC 8446, section 5.1).
 pub fn is_encrypted(bytes: &[u8]) -> bool {
+    const CHANGE_CIPHER: u8 = 20;
+    const ALERT: u8 = 21;
     const HANDSHAKE: u8 = 22;
-    matches!(bytes, [HANDSHAKE, 3, 0..=4, ..])
+    const APPLICATION: u8 = 23;
+    /// 2^14 and what a cipher may add.
+    const LENGTH_MAX: u16 = 16384 + 2048;
+    match bytes {
+        [HANDSHAKE, 3, 0..=4, ..] => true,
+        [CHANGE_CIPHER, 3, 1..=4, 0, 1, ..] => true,
+        [ALERT, 3, 1..=4, 0, 2 | 19 | 26, ..] => true,
+        [APPLICATION, 3, 1..=4, high, low, ..] => {
+            (17..=LENGTH_MAX).contains(&u16::from_be_bytes([*high, *low]))
+        }
+        _ => false,
+    }
 }

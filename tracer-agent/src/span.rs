@@ -11,6 +11,7 @@ use crate::{
     connection::Ends,
     enrich::Resource,
     exchange::{Exchange, Outcome},
+    noise::Noise,
     protocol::{Attribute, Attributes, Kind, Side, Text},
 };
 
@@ -61,6 +62,8 @@ pub struct View {
     pub protocol: &'static str,
     /// See `ResponseHead::stream`.
     pub stream: Option<&'static str>,
+    /// Nobody asked, a machine looked whether the service is well.
+    pub health_check: bool,
 }
 
 /// Makes spans. Ids come from the capture's seed, in the order of the spans.
@@ -183,6 +186,7 @@ impl Spans {
                 peer_port: ends.and_then(Ends::peer_port),
                 protocol,
                 stream,
+                health_check: matches!(request.noise, Some(Noise::HealthCheck(_))),
             },
         }
     }

@@ -101,6 +101,28 @@ impl Tally {
     }
 }
 
+/// What a connection came to: each has one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Verdict {
+    /// `client`, `server`, or `?`
+    pub side: &'static str,
+    /// `tcp`, `unix`, or `?`
+    pub transport: &'static str,
+    /// It was open before anything was seen of it.
+    pub joined: bool,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// The protocol that was read.
+    Read(&'static str),
+    /// Nothing is read of it; with what it looks like, or why it was left.
+    Unread(Bucket, Option<&'static str>),
+    /// Too little was seen to tell.
+    Undecided,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// What the pipeline did with the bytes that records told of.
@@ -124,6 +146,10 @@ pub struct Ledger {
     pub orphans: u64,
     /// Connections whose protocol could not be followed any further, by the reason.
     pub left: BTreeMap<&'static str, u64>,
+    /// Requests by which other tracers send their spans: they make none here.
+    pub exports: u64,
+    /// What each connection that is over came to.
+    pub verdicts: BTreeMap<Verdict, u64>,
     /// Records that could not be read.
     pub damaged: u64,
     /// Connections that had to go since memory was short.
@@ -220,6 +246,7 @@ impl fmt::Display for Ledger {
         let rare = [
             (self.damaged, "records damaged"),
             (self.evicted, "connections evicted"),
+            (self.exports, "exports of tracers left out"),
             (self.selection_full(), "processes over the selection's limit"),
         ];
         for (count, what) in rare.into_iter().filter(|(count, _)| *count > 0) {

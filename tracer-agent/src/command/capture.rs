@@ -22,6 +22,7 @@ use tracer_agent::{
         session::{Finished, Outputs, Recording, Session, Turn},
     },
     pipeline::Limits,
+    summary::Summary,
 };
 
 use super::{
@@ -82,13 +83,26 @@ pub(crate) struct Output {
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) output_file: Option<PathBuf>,
 
+    /// Prints lines that are alike, one after the other, once and then how many more there were
+    #[arg(long, help_heading = "Output")]
+    pub(crate) fold: bool,
+
+    /// Without the table at the end: per service and route how many, how many errors, how long
+    #[arg(long, help_heading = "Output")]
+    pub(crate) no_summary: bool,
+
     #[command(flatten)]
     pub(crate) otlp: OtlpArguments,
 }
 
 impl Output {
     pub(crate) fn printer(&self) -> Result<Printer, Failure> {
-        Printer::start(self.output, self.output_file.as_deref()).or_exit(Exit::Usage)
+        Printer::start(self.output, self.output_file.as_deref(), self.fold).or_exit(Exit::Usage)
+    }
+
+    /// For people alone.
+    pub(crate) fn summary(&self) -> Option<Summary> {
+        (self.output == Format::Text && !self.no_summary).then(Summary::default)
     }
 
     pub(crate) fn sender(&self) -> Result<Option<Sender>, Failure> {
@@ -106,28 +120,17 @@ pub(crate) fn run(
 ) -> Result<Exit, Failure> {
     let selection = chosen.selection()?;
     for pid in &selection.pids {
-        if let Some(process) = discover::process_of_thread(*pid).filter(|process| process != pid) {
-            let error = anyhow!("{pid} is a thread of the process {process}: say --pid {process}");
-            return Err(Failure::new(Exit::Usage, error));
-        }
-        if !discover::exists(*pid) {
-            return Err(Failure::new(Exit::Usage, anyhow!("there is no process {pid}")));
-        }
-        if *pid == std::process::id() {
-            return Err(Failure::new(Exit::Usage, anyhow!("the tracer does not trace itself")));
-        }
+        check_process(*pid)?;
     }
     let later = selection.may_match_later();
     let told = selection.to_string();
-    if !discover::sees_all_processes() {
-        let error = anyhow!(
-            "this is a pid namespace of its own, whose process ids the probes do not know: \
-             run the tracer in that of the host (hostPID, --pid=host)"
-        );
-        return Err(Failure::new(Exit::CannotCapture, error));
-    }
-    let wanted =
-        Wanted { ring: ring_size(bounds.ring)?, capture: bounds.capture, refuse: bounds.refuse.clone() };
+    check_place()?;
+    let wanted = Wanted {
+        ring: ring_size(bounds.ring)?,
+        capture: bounds.capture,
+        refuse: bounds.refuse.clone(),
+        all: false,
+    };
     let limits = Limits {
         memory: bounds
             .memory
@@ -150,6 +153,7 @@ pub(crate) fn run(
             recording: recording.as_deref().map(Recording::create).transpose().or_exit(Exit::Usage)?,
             filter: filter.filter(),
             filtered: 0,
+            summary: output.summary(),
         };
         let mut session = Session::start(probes, selection, limits, outputs)?;
         session.count = bounds.count;
@@ -170,8 +174,34 @@ pub(crate) fn run(
     })
 }
 
+/// That it is a process, and another one.
+pub(crate) fn check_process(pid: u32) -> Result<(), Failure> {
+    let error = if let Some(process) = discover::process_of_thread(pid).filter(|process| *process != pid) {
+        anyhow!("{pid} is a thread of the process {process}: say --pid {process}")
+    } else if !discover::exists(pid) {
+        anyhow!("there is no process {pid}")
+    } else if pid == std::process::id() {
+        anyhow!("the tracer does not trace itself")
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(Exit::Usage, error))
+}
+
+/// That the numbers of processes are those that the probes know.
+pub(crate) fn check_place() -> Result<(), Failure> {
+    if discover::sees_all_processes() {
+        return Ok(());
+    }
+    let error = anyhow!(
+        "this is a pid namespace of its own, whose process ids the probes do not know: \
+         run the tracer in that of the host (hostPID, --pid=host)"
+    );
+    Err(Failure::new(Exit::CannotCapture, error))
+}
+
 /// What the kernel refused, once, and how bytes are seen if not in the best way.
-fn tell_how(probes: &Probes) {
+pub(crate) fn tell_how(probes: &Probes) {
     for refused in &probes.refused {
         let cost = if refused.without.is_empty() { "another way is taken" } else { refused.without };
         eprintln!("probe {}: {}; {cost}", refused.tracepoint, refused.reason);
@@ -236,7 +266,7 @@ fn names(found: &BTreeMap<u32, String>) -> String {
     words.join(", ")
 }
 
-struct Signals {
+pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
@@ -248,7 +278,7 @@ enum Asked {
 }
 
 impl Signals {
-    fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -266,9 +296,9 @@ impl Signals {
 }
 
 /// How the traced command ended, if there was one and it has.
-type Ended = Option<ExitStatus>;
+pub(crate) type Ended = Option<ExitStatus>;
 
-async fn watch(
+pub(crate) async fn watch(
     session: &mut Session,
     signals: &mut Signals,
     command: &mut Option<Gate>,
@@ -337,7 +367,15 @@ async fn stop(session: &mut Session, command: &mut Option<Gate>) -> anyhow::Resu
     Ok(())
 }
 
+/// The table, if there is anything in it.
+pub(crate) fn tell_summary(summary: Option<&Summary>) {
+    for line in summary.filter(|summary| !summary.is_empty()).map(Summary::lines).unwrap_or_default() {
+        eprintln!("{line}");
+    }
+}
+
 fn report(finished: &Finished) {
+    tell_summary(finished.summary.as_ref());
     for open in finished.pipeline.open_exchanges() {
         eprintln!("{}", text::open(open));
     }

@@ -84,6 +84,10 @@ pub(crate) struct FilterArguments {
     /// Exchanges of this protocol
     #[arg(long = "protocol", value_name = "NAME", value_parser = PossibleValuesParser::new(names()))]
     protocols: Vec<String>,
+
+    /// Without the requests by which machines look whether a service is well (kubelet, load balancers)
+    #[arg(long)]
+    no_health_checks: bool,
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
@@ -98,6 +102,7 @@ impl FilterArguments {
             slower: self.slower.map(|least| least.as_nanos().try_into().unwrap_or(u64::MAX)),
             peer_ports: self.peer_ports.clone(),
             protocols: self.protocols.clone(),
+            no_health_checks: self.no_health_checks,
         }
     }
 }

@@ -13,7 +13,7 @@ use tracer_agent::{
     },
 };
 
-use super::{Exit, Failure, choice::SelectionArguments};
+use super::{Exit, Failure, choice::SelectionArguments, say};
 
 /// Processes that nearly match are shown up to this many.
 const NEARLY_MAX: usize = 20;
@@ -133,10 +133,4 @@ fn show(listing: &Listing) {
     if !lines.is_empty() {
         say(&lines.join("\n"));
     }
-}
-
-/// Nobody has to read it to the end.
-fn say(text: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{text}");
 }

@@ -11,7 +11,12 @@ use tracer_agent::{
     pipeline::{Limits, Pipeline},
 };
 
-use super::{Exit, Failure, OrExit, capture::Output, choice::FilterArguments, parse_size};
+use super::{
+    Exit, Failure, OrExit,
+    capture::{self, Output},
+    choice::FilterArguments,
+    parse_size,
+};
 
 /// For output and sending to get done after the last record.
 const FLUSH: Duration = Duration::from_secs(30);
@@ -51,6 +56,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         recording: None,
         filter: arguments.filter.filter(),
         filtered: 0,
+        summary: arguments.output.summary(),
     };
     let mut pipeline = Pipeline::new(limits);
     let mut damage = None;
@@ -72,6 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         eprintln!("otlp: {url}: {sent}");
     }
     outputs.printer.finish(FLUSH)?;
+    capture::tell_summary(outputs.summary.as_ref());
     for open in pipeline.open_exchanges() {
         eprintln!("{}", text::open(open));
     }

@@ -71,6 +71,7 @@ impl Segment {
 #[derive(Debug, Default)]
 pub struct Stream {
     started: bool,
+    copied: bool,
     /// Where it has to start at the latest.
     expected: Option<u64>,
     /// Position of the first byte of `buffer`.
@@ -124,6 +125,11 @@ impl Stream {
         self.started
     }
 
+    /// Whether any of its bytes were there to be read.
+    pub fn has_bytes(&self) -> bool {
+        self.copied
+    }
+
     /// The stream stood at `position` while the other direction was seen: if it starts later, what
     /// is between is missing. It can start earlier too, by a record that comes late.
     pub fn expect_at(&mut self, position: u64) {
@@ -148,6 +154,7 @@ impl Stream {
         self.start_at(position);
         let copied = bytes.len() as u64;
         let mut overlap = 0;
+        self.copied |= copied > 0;
         if copied > 0 {
             overlap += self.insert_part(position, bytes, copied, mark);
         }

@@ -273,6 +273,7 @@ mod tests {
                 peer_port: None,
                 protocol: "http",
                 stream: None,
+                health_check: false,
             },
         }
     }

@@ -68,9 +68,18 @@ impl Seen {
         self.ports(ESTABLISHED)
     }
 
+    /// The port of its own end of each TCP connection that is open.
+    pub fn connections(&self) -> Vec<u16> {
+        self.in_state(ESTABLISHED).collect()
+    }
+
     fn ports(&self, state: &str) -> BTreeSet<u16> {
+        self.in_state(state).collect()
+    }
+
+    fn in_state(&self, state: &str) -> impl Iterator<Item = u16> {
         let sockets = self.sockets.get_or_init(|| self.sockets());
-        sockets.iter().filter(|(found, _)| found == state).map(|(_, port)| *port).collect()
+        sockets.iter().filter(move |(found, _)| found == state).map(|(_, port)| *port)
     }
 
     /// State and local port of its TCP sockets.

@@ -60,11 +60,13 @@ pub struct Wanted {
     pub capture: Option<Capture>,
     /// Tracepoints that are dealt with as if the kernel refused them, for tests.
     pub refuse: Vec<String>,
+    /// Also those that the selection does not ask for.
+    pub all: bool,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { ring: RING_DEFAULT, capture: None, refuse: Vec::new() }
+        Self { ring: RING_DEFAULT, capture: None, refuse: Vec::new(), all: false }
     }
 }
 
@@ -154,7 +156,7 @@ impl Probes {
         }
         // Then those that choose: who is chosen is seen from the start.
         for Follower { tracepoint, without, only_for } in FOLLOWERS {
-            if only_for != 0 && required & only_for == 0 {
+            if only_for != 0 && required & only_for == 0 && !wanted.all {
                 continue;
             }
             if let Err(reason) = probes.attach(tracepoint, wanted, btf) {
@@ -322,8 +324,13 @@ fn explain(name: &str, error: ProgramError) -> String {
         ProgramError::Btf(BtfError::UnknownBtfTypeName { .. }) => {
             "this kernel has no such tracepoint".to_owned()
         }
-        other => anyhow::Error::new(other).root_cause().to_string(),
+        other => reason(other),
     }
+}
+
+/// What the last cause of an error says.
+pub fn reason(error: impl Into<anyhow::Error>) -> String {
+    error.into().root_cause().to_string()
 }
 
 fn is_denied(error: &std::io::Error) -> bool {

@@ -12,7 +12,9 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
+    exchange::Outcome,
     export::{json, text},
+    protocol::{Kind, Text},
     span::Span,
 };
 
@@ -21,6 +23,9 @@ const QUEUE: usize = 32 * 1024;
 
 /// How long lines stay in the buffer while more come.
 const FLUSH: Duration = Duration::from_millis(100);
+
+/// How long lines that are alike are only counted.
+const FOLD: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -40,7 +45,8 @@ pub struct Printer {
 }
 
 impl Printer {
-    pub fn start(format: Format, file: Option<&Path>) -> Result<Self> {
+    /// `fold`: lines that are alike are told once, and then how many more there were.
+    pub fn start(format: Format, file: Option<&Path>, fold: bool) -> Result<Self> {
         if format == Format::None {
             return Ok(Self { queue: None, thread: None, dropped: 0, closed: false });
         }
@@ -60,7 +66,7 @@ impl Printer {
         let (queue, spans) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("print".into())
-            .spawn(move || write(&spans, format, color, out))
+            .spawn(move || write(&spans, format, color, fold, out))
             .context("no thread can be started")?;
         Ok(Self { queue: Some(queue), thread: Some(thread), dropped: 0, closed: false })
     }
@@ -106,27 +112,118 @@ impl Printer {
     }
 }
 
-fn write(spans: &Receiver<Span>, format: Format, color: bool, out: Box<dyn Write>) -> io::Result<()> {
+fn write(
+    spans: &Receiver<Span>,
+    format: Format,
+    color: bool,
+    fold: bool,
+    out: Box<dyn Write>,
+) -> io::Result<()> {
     let mut out = io::BufWriter::with_capacity(64 << 10, out);
     let mut flushed = Instant::now();
+    let mut folded = (fold && format == Format::Text).then(Folded::default);
     loop {
-        let span = match spans.recv_timeout(FLUSH) {
-            Ok(span) => span,
-            Err(RecvTimeoutError::Timeout) => {
-                out.flush()?;
-                flushed = Instant::now();
-                continue;
+        match spans.recv_timeout(FLUSH) {
+            Ok(span) => {
+                let more = match &mut folded {
+                    Some(folded) => folded.take(&span),
+                    None => Fold::New(None),
+                };
+                if let Fold::New(before) = more {
+                    if let Some(before) = before {
+                        writeln!(out, "{before}")?;
+                    }
+                    let line = match format {
+                        Format::Json => json::line(&span),
+                        _ => text::line(&span, color),
+                    };
+                    writeln!(out, "{line}")?;
+                }
+                if flushed.elapsed() < FLUSH {
+                    continue;
+                }
             }
-            Err(RecvTimeoutError::Disconnected) => return out.flush(),
-        };
-        let line = match format {
-            Format::Json => json::line(&span),
-            _ => text::line(&span, color),
-        };
-        writeln!(out, "{line}")?;
-        if flushed.elapsed() >= FLUSH {
-            out.flush()?;
-            flushed = Instant::now();
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                if let Some(before) = folded.as_mut().and_then(Folded::end) {
+                    writeln!(out, "{before}")?;
+                }
+                return out.flush();
+            }
         }
+        if let Some(before) = folded.as_mut().and_then(Folded::look) {
+            writeln!(out, "{before}")?;
+        }
+        out.flush()?;
+        flushed = Instant::now();
+    }
+}
+
+/// Lines that are alike, but for time, duration and size.
+#[derive(Default)]
+struct Folded {
+    like: Option<Like>,
+    more: u64,
+    least: u64,
+    most: u64,
+    since: Option<Instant>,
+}
+
+#[derive(PartialEq)]
+struct Like {
+    process: u32,
+    kind: Kind,
+    operation: Text,
+    target: Text,
+    status: Option<Text>,
+    outcome: Outcome,
+}
+
+enum Fold {
+    /// Another one, after a line on those before.
+    New(Option<String>),
+    More,
+}
+
+impl Folded {
+    fn take(&mut self, span: &Span) -> Fold {
+        let like = Like {
+            process: span.resource.process,
+            kind: span.kind,
+            operation: span.view.operation.clone(),
+            target: span.view.target.clone(),
+            status: span.view.status.clone(),
+            outcome: span.view.outcome,
+        };
+        let time = span.end.saturating_sub(span.start);
+        if self.like.as_ref() != Some(&like) {
+            let before = self.end();
+            self.like = Some(like);
+            return Fold::New(before);
+        }
+        (self.least, self.most) =
+            if self.more == 0 { (time, time) } else { (self.least.min(time), self.most.max(time)) };
+        self.more += 1;
+        self.since.get_or_insert_with(Instant::now);
+        Fold::More
+    }
+
+    /// Nobody waits for long to hear of them.
+    fn look(&mut self) -> Option<String> {
+        self.since.filter(|since| since.elapsed() >= FOLD)?;
+        self.tell()
+    }
+
+    fn end(&mut self) -> Option<String> {
+        let line = self.tell();
+        self.like = None;
+        line
+    }
+
+    fn tell(&mut self) -> Option<String> {
+        self.since = None;
+        let more = std::mem::take(&mut self.more);
+        let times = format!("{} to {}", text::duration(self.least), text::duration(self.most));
+        (more > 0).then(|| format!("                and {more} more like it, {times}"))
     }
 }

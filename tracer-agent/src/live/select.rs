@@ -108,6 +108,11 @@ impl Selection {
         })
     }
 
+    /// Probes that are tried with it choose no process.
+    pub fn of_nobody() -> Self {
+        Self { starts_command: true, ..Self::default() }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.required() == 0
     }

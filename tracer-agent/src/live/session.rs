@@ -31,6 +31,7 @@ use crate::{
     filter::Filter,
     pipeline::{Limits, Pipeline},
     span::Span,
+    summary::Summary,
 };
 
 /// How often `/proc` is gone through for processes that started meanwhile.
@@ -58,6 +59,8 @@ pub struct Outputs {
     pub filter: Filter,
     /// Spans that were not.
     pub filtered: u64,
+    /// What the spans come to, if that is asked for.
+    pub summary: Option<Summary>,
 }
 
 pub struct Session {
@@ -277,6 +280,7 @@ impl Session {
         }
         let recorded = self.outputs.finish_recording();
         let filtered = self.outputs.filtered;
+        let summary = self.outputs.summary.take();
         let left = until.saturating_duration_since(Instant::now());
         let sent = self.outputs.sender.map(|sender| sender.finish(left));
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(500));
@@ -286,6 +290,7 @@ impl Session {
             chosen: self.chosen,
             spans: self.spans,
             filtered,
+            summary,
             sent,
             unprinted,
             recorded,
@@ -425,6 +430,9 @@ impl Outputs {
         if !self.is_asked_for(&span) {
             return false;
         }
+        if let Some(summary) = &mut self.summary {
+            summary.add(&span);
+        }
         if let Some(sender) = &mut self.sender {
             sender.send(&span);
         }
@@ -443,6 +451,9 @@ impl Outputs {
         if !self.is_asked_for(&span) {
             return;
         }
+        if let Some(summary) = &mut self.summary {
+            summary.add(&span);
+        }
         if let Some(sender) = &mut self.sender {
             sender.send_waiting(&span);
         }
@@ -458,6 +469,8 @@ pub struct Finished {
     /// Spans that were asked for, and those that were not.
     pub spans: u64,
     pub filtered: u64,
+    /// What those that were asked for come to.
+    pub summary: Option<Summary>,
     /// Where spans were sent to, and what became of them.
     pub sent: Option<(String, Sent)>,
     /// Lines that nobody read in time.

@@ -5,7 +5,7 @@ use tracer_common::connection::Direction;
 use super::tracked::{Run, Speaking, Spoken, State, Tracked, kind};
 use crate::{
     connection::stream::{After, Missing},
-    protocol::{self, PROTOCOLS, Session, Side, Verdict},
+    protocol::{self, PROTOCOLS, Session, Side, Verdict, known},
     stats::Bucket,
 };
 
@@ -72,6 +72,7 @@ impl Tracked {
                 }
                 (true, _) => Detected::Nothing,
                 (false, _) if fresh == [true; 2] && answers(bytes) == Verdict::No => {
+                    self.clue = known::looks_like(bytes);
                     Detected::Unknown(unknown(bytes))
                 }
                 (false, _) => {
@@ -118,7 +119,10 @@ impl Tracked {
             // A gap hides how it goes on.
             return Detected::Skip(bytes.len() as u64);
         }
-        if fresh[0] {
+        if at_start && self.clue.is_none() {
+            self.clue = known::looks_like(bytes);
+        }
+        if fresh[0] || (at_start && protocol::is_encrypted(bytes)) {
             return Detected::Unknown(unknown(bytes));
         }
         *seen = 0;

@@ -2,19 +2,23 @@
 
 use std::collections::VecDeque;
 
-use tracer_common::{connection::Direction, record::Closed};
+use tracer_common::{
+    connection::{Direction, Role},
+    record::Closed,
+};
 
 use super::{Hush, OpenExchange};
 use crate::{
     connection::{
         Connection,
-        stream::{After, Ending, Missing},
+        stream::{After, Ending, Missing, Stream},
     },
     enrich::process::Processes,
     exchange::{Exchange, Exchanges, Outcome},
+    noise::Noise,
     protocol::{Class, Event, Input, Kind, Progress, Session, Side, What},
     span::{Span, Spans},
-    stats::{Bucket, Ledger, Tally},
+    stats::{self, Bucket, Ledger, Tally, Verdict},
 };
 
 /// Bytes that one connection may hold.
@@ -42,6 +46,12 @@ pub(super) struct Tracked {
     /// nothing is wanted at all.
     quiet: [u64; 2],
     hushed: bool,
+    /// What it came to, once that is known.
+    verdict: Option<Verdict>,
+    /// What its first bytes look like, or why it was left.
+    pub(super) clue: Option<&'static str>,
+    /// It was open before anything was seen of it.
+    pub(super) joined: bool,
 }
 
 pub(super) enum State {
@@ -88,6 +98,10 @@ pub(super) struct Run<'a> {
 
 impl Run<'_> {
     pub(super) fn emit(&mut self, exchange: Box<Exchange>, connection: &Connection, spoken: Spoken) {
+        if exchange.request.noise == Some(Noise::Export) {
+            self.ledger.exports += 1;
+            return;
+        }
         let kind = kind(spoken.requests);
         self.ledger.exchanges += 1;
         self.ledger.partial += (exchange.cut != [false; 2]) as u64;
@@ -102,6 +116,9 @@ impl Run<'_> {
             return;
         }
         for (exchange, answered) in tracked.exchanges.open() {
+            if exchange.request.noise == Some(Noise::Export) {
+                continue;
+            }
             self.open.push(OpenExchange {
                 operation: exchange.request.operation.clone(),
                 target: exchange.request.target.clone(),
@@ -224,8 +241,12 @@ impl Tracked {
             }
             Progress::NeedMore => {}
             Progress::Wait => self.wait_for(direction.other(), opposite),
-            Progress::Switch(_) => self.leave(Bucket::Unknown, run),
+            Progress::Switch(name) => {
+                self.clue = Some(name);
+                self.leave(Bucket::Unknown, run);
+            }
             Progress::Invalid(reason) => {
+                self.clue = Some(reason);
                 *run.ledger.left.entry(reason).or_default() += 1;
                 self.leave(Bucket::Unparsed, run);
             }
@@ -306,6 +327,7 @@ impl Tracked {
             State::Detecting { .. } if bucket == Bucket::Unparsed => Bucket::Unknown,
             _ => bucket,
         };
+        self.note(bucket);
         self.exchanges.forget();
         self.wait = None;
         for stream in &mut self.connection.streams {
@@ -314,6 +336,40 @@ impl Tracked {
             run.ledger.bytes.add(Bucket::NotCopied, not_copied);
         }
         self.state = State::Ignored(bucket);
+    }
+
+    /// The first verdict stands.
+    fn note(&mut self, bucket: Bucket) {
+        if self.verdict.is_some() {
+            return;
+        }
+        let outcome = match &self.state {
+            State::Speaking(speaking) if speaking.confirmed => stats::Outcome::Read(speaking.spoken.protocol),
+            State::Detecting { .. } if !self.connection.streams.iter().any(Stream::has_bytes) => {
+                stats::Outcome::Undecided
+            }
+            _ => stats::Outcome::Unread(bucket, self.clue),
+        };
+        let role = self.connection.ends.as_ref().map_or(Role::Unknown, |ends| ends.role);
+        self.verdict = Some(Verdict {
+            side: match role {
+                Role::Client => "client",
+                Role::Server => "server",
+                Role::Unknown => "?",
+            },
+            transport: match self.connection.ends {
+                None => "?",
+                Some(_) if self.connection.is_unix() => "unix",
+                Some(_) => "tcp",
+            },
+            joined: self.joined,
+            outcome,
+        });
+    }
+
+    /// Asked when it is over.
+    pub(super) fn take_verdict(&mut self) -> Option<Verdict> {
+        self.verdict.take()
     }
 
     /// What was waited for will not come.

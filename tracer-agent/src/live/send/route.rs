@@ -28,7 +28,7 @@ use tonic::{
 
 use super::endpoint::{Compression, Endpoint, Protocol};
 
-/// By which the exports of other tracers are known.
+/// By which the exports of tracers are known (`crate::noise::EXPORTER`).
 const USER_AGENT: &str = concat!("tracer-otlp/", env!("CARGO_PKG_VERSION"));
 
 const GRPC_METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";

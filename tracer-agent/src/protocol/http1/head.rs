@@ -9,6 +9,7 @@ use super::{
     super::{Attribute, Attributes, Kind, RequestHead, ResponseHead, Text, TraceParent, Verdict},
     Method,
 };
+use crate::noise::{self, Noise};
 
 /// Fields beyond these are too many for any server.
 const FIELDS_FEW: usize = 64;
@@ -315,6 +316,10 @@ fn request_from(request: &httparse::Request<'_, '_>, hidden: bool, kind: Kind) -
     let scheme = if target.scheme == "http" { Text::new_static("http") } else { Text::new(target.scheme) };
     attributes.push(Attribute::text("url.scheme", scheme));
     let path = Text::new(target.path);
+    let noise = noise::of(fields.user_agent, &path, matches!(method, "GET" | "HEAD"));
+    if let Some(Noise::HealthCheck(evidence)) = noise {
+        attributes.push(Attribute::word("tracer.health_check", evidence));
+    }
     let query = target.query.map(redacted);
     let shown = match &query {
         Some(query) => format_smolstr!("{path}?{query}"),
@@ -338,7 +343,7 @@ fn request_from(request: &httparse::Request<'_, '_>, hidden: bool, kind: Kind) -
         }
     }
     let name = known.unwrap_or(Text::new_static("HTTP"));
-    let head = RequestHead { name, operation, target: shown, attributes, parent: fields.parent };
+    let head = RequestHead { name, operation, target: shown, attributes, parent: fields.parent, noise };
     let method = match method {
         "HEAD" => Method::Head,
         "CONNECT" => Method::Connect,

@@ -1,0 +1,155 @@
+//! What a capture comes to: per service and route how many, how many failed, how long they took.
+
+use std::{collections::BTreeMap, fmt::Write};
+
+use hdrhistogram::Histogram;
+
+use crate::{
+    export::text::{duration, plain},
+    protocol::{Kind, Text},
+    route,
+    span::{Span, Status},
+};
+
+/// Routes that have a row of their own; what comes beyond is one row for each service.
+const ROWS_MAX: usize = 200;
+
+/// Spans that are named at the end.
+const SLOWEST: usize = 5;
+
+/// Quantiles are right within a hundredth.
+const DIGITS: u8 = 2;
+
+#[derive(Default)]
+pub struct Summary {
+    rows: BTreeMap<Key, Row>,
+    /// The slowest first.
+    slowest: Vec<Slow>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    service: Text,
+    kind: &'static str,
+    /// `GET /users/{id}`
+    route: String,
+}
+
+struct Row {
+    count: u64,
+    errors: u64,
+    times: Histogram<u32>,
+    most: u64,
+}
+
+struct Slow {
+    time: u64,
+    line: String,
+}
+
+impl Summary {
+    pub fn add(&mut self, span: &Span) {
+        let view = &span.view;
+        let time = span.end.saturating_sub(span.start);
+        let mut route = format!("{} {}", view.operation, route::of(&view.target));
+        if let Some(stream) = view.stream {
+            // How long somebody listened.
+            let _ = write!(route, " ({stream})");
+        }
+        let mut key = Key { service: span.resource.service.clone(), kind: span.kind.name(), route };
+        if self.rows.len() >= ROWS_MAX && !self.rows.contains_key(&key) {
+            key.route = "(other routes)".to_owned();
+        }
+        let row = self.rows.entry(key).or_insert_with(Row::new);
+        row.count += 1;
+        row.errors += u64::from(span.status == Status::Error);
+        row.times.saturating_record(time.max(1));
+        row.most = row.most.max(time);
+        let slowest = self.slowest.last().map_or(0, |slow| slow.time);
+        if view.stream.is_none() && (self.slowest.len() < SLOWEST || time > slowest) {
+            let place = self.slowest.partition_point(|slow| slow.time >= time);
+            self.slowest.insert(place, Slow::of(span, time));
+            self.slowest.truncate(SLOWEST);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Lines for people, the busiest route first.
+    pub fn lines(&self) -> Vec<String> {
+        let mut rows: Vec<(&Key, &Row)> = self.rows.iter().collect();
+        rows.sort_by_key(|(key, row)| (std::cmp::Reverse(row.count), *key));
+        let head = ["COUNT", "ERRORS", "P50", "P95", "MAX", "SERVICE", "SIDE", "ROUTE"].map(str::to_owned);
+        let mut cells = vec![head];
+        cells.extend(rows.into_iter().map(|(key, row)| {
+            [
+                row.count.to_string(),
+                row.errors.to_string(),
+                duration(row.at(0.50)),
+                duration(row.at(0.95)),
+                duration(row.most),
+                plain(&key.service),
+                key.kind.to_owned(),
+                plain(&key.route),
+            ]
+        }));
+        let mut lines = table(&cells);
+        if !self.slowest.is_empty() {
+            lines.push("slowest:".to_owned());
+            lines.extend(
+                self.slowest.iter().map(|slow| format!("{:>10}  {}", duration(slow.time), slow.line)),
+            );
+        }
+        lines
+    }
+}
+
+impl Row {
+    fn new() -> Self {
+        // It grows with what it is given.
+        let times = Histogram::new(DIGITS).unwrap_or_else(|_| unreachable!("two digits are allowed"));
+        Self { count: 0, errors: 0, times, most: 0 }
+    }
+
+    /// The histogram rounds up, and never beyond what was there.
+    fn at(&self, quantile: f64) -> u64 {
+        self.times.value_at_quantile(quantile).min(self.most)
+    }
+}
+
+impl Slow {
+    fn of(span: &Span, time: u64) -> Self {
+        let view = &span.view;
+        let status = view.status.as_deref().unwrap_or("-");
+        let service = plain(&span.resource.service);
+        let peer = view.peer.as_deref().unwrap_or("?");
+        let way = match span.kind {
+            Kind::Server => format!("{peer} -> {service}"),
+            Kind::Client => format!("{service} -> {peer}"),
+        };
+        Self { time, line: format!("{} {} {status} {way}", plain(&view.operation), plain(&view.target)) }
+    }
+}
+
+/// Numbers to the right, words to the left.
+fn table<const N: usize>(cells: &[[String; N]]) -> Vec<String> {
+    const NUMBERS: usize = 5;
+    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    cells
+        .iter()
+        .map(|row| {
+            let mut line = String::new();
+            for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+                let _ = match column {
+                    _ if column < NUMBERS => write!(line, "{cell:>width$}  "),
+                    _ if column + 1 < N => write!(line, "{cell:<width$}  "),
+                    _ => write!(line, "{cell}"),
+                };
+            }
+            line
+        })
+        .collect()
+}
