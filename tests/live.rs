@@ -1,6 +1,8 @@
 //! The real program under the real kernel, with real servers and clients: spans are compared with
 //! what the server itself logged, by exact count. As root, one test at a time: `cargo xtask test`.
 
+#[path = "live/exports.rs"]
+mod exports;
 #[path = "live/selection.rs"]
 mod selection;
 #[path = "live/servers.rs"]
@@ -11,15 +13,14 @@ mod shapes;
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     process::{Command, Stdio},
     time::Duration,
 };
 
 use rustix::process::Signal;
 use tracer_tests::process::{
-    Folder, Process, Server, Tracer, assert_same, client, count, free_port, line, program, python, run,
-    wait_for,
+    Folder, Process, Server, Tracer, assert_same, client, count, line, program, python, run, wait_for,
 };
 
 const ALL_KINDS: &str = "ok,empty,missing,fail,chunked";
@@ -103,13 +104,7 @@ fn nginx_at_full_speed_equals_its_access_log() {
     let url = format!("http://{}/index.html", server.address);
     run(Command::new("wrk").args(["-t", "2", "-c", "64", "-d", "10s", &url]));
     // When the last of wrk's connections is closed, nothing is logged any more.
-    let mut before = 0;
-    let truth = wait_for("the access log to come to rest", || {
-        std::thread::park_timeout(Duration::from_millis(200));
-        let logged = server.logged();
-        let now = logged.values().sum::<usize>();
-        (std::mem::replace(&mut before, now) == now).then_some(logged)
-    });
+    let truth = server.at_rest();
     let traced = tracer.finish();
     traced.assert_complete();
     assert!(truth.values().sum::<usize>() > 10_000, "wrk did little: {truth:?}");
@@ -418,83 +413,6 @@ fn a_replay_is_the_live_run() {
 }
 
 /// Both are receivers that others wrote; what they print is compared with what was printed here.
-#[test]
-fn a_collector_gets_the_spans() {
-    let folder = Folder::new("otlp");
-    let server = Server::python(&folder);
-    for protocol in ["grpc", "http/protobuf"] {
-        let (grpc, http) = (free_port(), free_port());
-        let log = std::fs::File::create(folder.path("rotel.log")).unwrap();
-        let _collector = Process::start(
-            Command::new(collector())
-                .args(["start", "--exporter", "blackhole", "--debug-log", "traces"])
-                .args(["--debug-log-verbosity", "detailed"])
-                .args(["--otlp-grpc-endpoint", &format!("127.0.0.1:{grpc}")])
-                .args(["--otlp-http-endpoint", &format!("127.0.0.1:{http}")])
-                .stdout(log.try_clone().unwrap())
-                .stderr(log),
-        );
-        let port = if protocol == "grpc" { grpc } else { http };
-        wait_for("the collector to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
-        let url = format!("http://127.0.0.1:{port}");
-        let tracer = Tracer::of(&[server.process.id()], &["--otlp", &url, "--otlp-protocol", protocol]);
-        client(&server.address, "keep-alive", 20, 0, "ok");
-        let traced = tracer.finish();
-        traced.assert_complete();
-        assert!(
-            traced.errors.contains("20 spans sent, 0 dropped (queue full), 0 failed, 0 rejected"),
-            "{}",
-            traced.errors
-        );
-        let received = wait_for("the collector's log", || {
-            let text = std::fs::read_to_string(folder.path("rotel.log")).unwrap();
-            (text.matches("Trace ID").count() >= 20).then_some(text)
-        });
-        for span in &traced.spans {
-            for key in ["traceId", "spanId"] {
-                let id = span[key].as_str().unwrap();
-                assert_eq!(received.matches(id).count(), 1, "{key} {id} over {protocol}");
-            }
-        }
-    }
-}
-
-/// A collector that accepts connections and never answers.
-#[test]
-fn a_collector_that_is_dead_costs_spans_and_nothing_else() {
-    let folder = Folder::new("blackhole");
-    let server = Server::nginx(&folder);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    for protocol in ["grpc", "http/protobuf"] {
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let tracer = Tracer::of(&[server.process.id()], &["--otlp", &url, "--otlp-protocol", protocol]);
-        let load = format!("http://{}/index.html", server.address);
-        let mut memory = Vec::new();
-        let mut requests = 0;
-        for _ in 0..2 {
-            requests += wrk_requests(
-                &run(Command::new("wrk").args(["-t", "1", "-c", "16", "-d", "3s", &load])).stdout,
-            );
-            memory.push(tracer.memory());
-        }
-        let traced = tracer.finish();
-        traced.assert_complete();
-        // Those that wrk did not wait for are logged as well.
-        assert!(traced.spans.len() >= requests, "{} of {requests}", traced.spans.len());
-        assert!(memory[1] < memory[0] + 16 * 1024, "memory grows: {memory:?} KiB");
-        let dropped =
-            traced.errors.lines().find(|line| line.starts_with("otlp:")).expect("a line on the export");
-        assert!(dropped.contains(" 0 spans sent") && !dropped.contains(" 0 dropped"), "{dropped}");
-    }
-}
-
-/// The program inside its Python package.
-fn collector() -> String {
-    let script = "import os, rotel; print(os.path.join(os.path.dirname(rotel.__file__), 'rotel-agent'))";
-    let output = run(Command::new(python()).args(["-c", script]));
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
 fn wrk_requests(out: &[u8]) -> usize {
     let out = String::from_utf8_lossy(out);
     let line = out.lines().find(|line| line.contains("requests in")).expect("wrk's count");

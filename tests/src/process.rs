@@ -207,6 +207,17 @@ impl Server {
         count(text.lines().map(str::to_owned))
     }
 
+    /// Waits until nothing is logged any more.
+    pub fn at_rest(&self) -> BTreeMap<String, usize> {
+        let mut before = 0;
+        wait_for("the access log to come to rest", || {
+            std::thread::park_timeout(Duration::from_millis(200));
+            let logged = self.logged();
+            let now = logged.values().sum::<usize>();
+            (std::mem::replace(&mut before, now) == now).then_some(logged)
+        })
+    }
+
     /// Waits until so many requests are in the log: a server may write it after it answered.
     pub fn wait_logged(&self, requests: usize) -> BTreeMap<String, usize> {
         wait_for("the server's log", || {
@@ -283,6 +294,11 @@ pub struct Traced {
 impl Tracer {
     /// `trace` or `record`, with its arguments; spans go into a file. Ready when this returns.
     pub fn start<S: AsRef<OsStr>>(task: &str, arguments: &[S]) -> Self {
+        Self::start_with(task, arguments, &[])
+    }
+
+    /// With variables of the environment.
+    pub fn start_with<S: AsRef<OsStr>>(task: &str, arguments: &[S], variables: &[(&str, String)]) -> Self {
         let folder = Folder::new(&format!("tracer-{}", free_port()));
         let out = folder.path("spans.json");
         let mut command = Command::new(program("tracer"));
@@ -290,7 +306,7 @@ impl Tracer {
         if let Some(capture) = capture() {
             command.args(["--capture", &capture]);
         }
-        command.args(arguments);
+        command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start(command.stdin(Stdio::null()).stderr(Stdio::piped()));
         let errors = Arc::new(Mutex::new(String::new()));
         let theirs = errors.clone();

@@ -16,7 +16,8 @@ use tracer_agent::{
         discover,
         gate::{Gate, User},
         load::{Probes, RING_DEFAULT, RING_MIN, Wanted},
-        print::{Format, Printer},
+        print::{Format, Printer, Target},
+        privileges,
         probes::Capture,
         send::Sender,
         session::{Finished, Outputs, Recording, Session, Turn},
@@ -96,17 +97,17 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn printer(&self) -> Result<Printer, Failure> {
-        Printer::start(self.output, self.output_file.as_deref(), self.fold).or_exit(Exit::Usage)
+    pub(crate) fn target(&self) -> Result<Target, Failure> {
+        Target::open(self.output, self.output_file.as_deref()).or_exit(Exit::Usage)
+    }
+
+    pub(crate) fn printer(&self, target: Target) -> Result<Printer, Failure> {
+        Ok(Printer::start(target, self.fold)?)
     }
 
     /// For people alone.
     pub(crate) fn summary(&self) -> Option<Summary> {
         (self.output == Format::Text && !self.no_summary).then(Summary::default)
-    }
-
-    pub(crate) fn sender(&self) -> Result<Option<Sender>, Failure> {
-        Ok(self.otlp.endpoint()?.map(|endpoint| Sender::start(&endpoint)).transpose()?)
     }
 }
 
@@ -143,14 +144,22 @@ pub(crate) fn run(
     runtime.block_on(async {
         // Before the probes are attached: from here on nothing ends the program without a flush.
         let mut signals = Signals::new()?;
-        let sender = output.sender()?;
+        let endpoint = output.otlp.endpoint()?;
+        // Whoever is not chosen yet waits; started now, it keeps the privileges that it came with.
+        let mut command = match &chosen.command[..] {
+            [] => None,
+            words => Some(Gate::start(words, User::of_sudo())?),
+        };
         let probes = Probes::load(&wanted, &selection)?;
         tell_how(&probes.0);
         // Files are written when nothing stands against it any more.
+        let target = output.target()?;
+        let recording_to = recording.as_deref().map(Recording::create).transpose().or_exit(Exit::Usage)?;
+        tell_if_kept(privileges::drop_most(command.is_some()));
         let outputs = Outputs {
-            printer: output.printer()?,
-            sender,
-            recording: recording.as_deref().map(Recording::create).transpose().or_exit(Exit::Usage)?,
+            printer: output.printer(target)?,
+            sender: endpoint.map(|endpoint| Sender::start(&endpoint)).transpose()?,
+            recording: recording_to,
             filter: filter.filter(),
             filtered: 0,
             summary: output.summary(),
@@ -158,7 +167,10 @@ pub(crate) fn run(
         let mut session = Session::start(probes, selection, limits, outputs)?;
         session.count = bounds.count;
         session.copy_all = bounds.copy_all;
-        let mut command = start(chosen, &told, later, &mut session)?;
+        match &mut command {
+            Some(gate) => open(gate, chosen, &mut session)?,
+            None => scan(&told, later, &mut session)?,
+        }
         let ended = watch(&mut session, &mut signals, &mut command, bounds.time).await?;
         let finished = session.finish(FLUSH)?;
         report(&finished);
@@ -220,33 +232,36 @@ fn ring_size(asked: Option<u64>) -> Result<u32, Failure> {
         .or_exit(Exit::Usage)
 }
 
-/// Chooses what is to be traced, and lets a command go.
-fn start(
-    chosen: &SelectionArguments,
-    told: &str,
-    later: bool,
-    session: &mut Session,
-) -> Result<Option<Gate>, Failure> {
-    if chosen.command.is_empty() {
-        let found = session.scan()?;
-        if found.is_empty() {
-            eprintln!(
-                "WARNING: no process matches {told} yet; those that start will be traced \
-                 (`tracer list {told}` shows what nearly matches)"
-            );
-        }
-        eprintln!(
-            "tracing {}{}; Ctrl-C ends it",
-            names(&found),
-            if later { ", and those that start later" } else { " with the children that match" }
-        );
-        return Ok(None);
-    }
-    let mut gate = Gate::start(&chosen.command, User::of_sudo())?;
+/// Chooses the command, and lets it go.
+fn open(gate: &mut Gate, chosen: &SelectionArguments, session: &mut Session) -> Result<(), Failure> {
     session.select_new(gate.process)?;
     gate.open()?;
     eprintln!("tracing {} ({})", gate.process, chosen.command[0].to_string_lossy());
-    Ok(Some(gate))
+    Ok(())
+}
+
+/// Chooses what runs already.
+fn scan(told: &str, later: bool, session: &mut Session) -> Result<(), Failure> {
+    let found = session.scan()?;
+    if found.is_empty() {
+        eprintln!(
+            "WARNING: no process matches {told} yet; those that start will be traced \
+             (`tracer list {told}` shows what nearly matches)"
+        );
+    }
+    eprintln!(
+        "tracing {}{}; Ctrl-C ends it",
+        names(&found),
+        if later { ", and those that start later" } else { " with the children that match" }
+    );
+    Ok(())
+}
+
+/// What cannot be given up is kept, and that is said.
+pub(crate) fn tell_if_kept(dropped: anyhow::Result<()>) {
+    if let Err(error) = dropped {
+        eprintln!("WARNING: privileges that are not needed any more are kept: {error:#}");
+    }
 }
 
 /// Processes that are named one by one.

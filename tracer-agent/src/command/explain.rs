@@ -11,7 +11,8 @@ use tracer_agent::{
     live::{
         inspect::{self, Inspected, Meaning},
         load::{Probes, Wanted},
-        print::{Format, Printer},
+        print::Printer,
+        privileges,
         probes::Capture,
         select::Selection,
         session::{Outputs, Session},
@@ -23,7 +24,7 @@ use tracer_common::record::omitted;
 
 use super::{
     Exit, Failure, OrExit,
-    capture::{self, Signals},
+    capture::{self, Signals, tell_if_kept},
     parse_duration, say,
 };
 
@@ -118,8 +119,9 @@ async fn look(
     let probes = Probes::load(&wanted, &selection)?;
     capture::tell_how(&probes.0);
     let capture = probes.0.capture;
+    tell_if_kept(privileges::drop_most(false));
     let outputs = Outputs {
-        printer: Printer::start(Format::None, None, false)?,
+        printer: Printer::silent(),
         sender: None,
         recording: None,
         filter: Filter::default(),

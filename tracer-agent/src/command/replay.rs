@@ -7,7 +7,7 @@ use clap::Args;
 use tracer_agent::{
     capture::Reader,
     export::text,
-    live::session::Outputs,
+    live::{send::Sender, session::Outputs},
     pipeline::{Limits, Pipeline},
 };
 
@@ -51,8 +51,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         limits.memory = memory.try_into().unwrap_or(usize::MAX);
     }
     let mut outputs = Outputs {
-        printer: arguments.output.printer()?,
-        sender: arguments.output.sender()?,
+        printer: arguments.output.printer(arguments.output.target()?)?,
+        sender: arguments.output.otlp.endpoint()?.map(|endpoint| Sender::start(&endpoint)).transpose()?,
         recording: None,
         filter: arguments.filter.filter(),
         filtered: 0,

@@ -44,13 +44,17 @@ pub struct Printer {
     closed: bool,
 }
 
-impl Printer {
-    /// `fold`: lines that are alike are told once, and then how many more there were.
-    pub fn start(format: Format, file: Option<&Path>, fold: bool) -> Result<Self> {
-        if format == Format::None {
-            return Ok(Self { queue: None, thread: None, dropped: 0, closed: false });
-        }
+/// Where lines go, open but not written to yet.
+pub struct Target {
+    format: Format,
+    out: Box<dyn Write + Send>,
+    color: bool,
+}
+
+impl Target {
+    pub fn open(format: Format, file: Option<&Path>) -> Result<Self> {
         let (out, color): (Box<dyn Write + Send>, bool) = match file {
+            _ if format == Format::None => (Box::new(io::sink()), false),
             Some(path) => {
                 let file = std::fs::File::create(path)
                     .with_context(|| format!("{} cannot be written", path.display()))?;
@@ -63,12 +67,28 @@ impl Printer {
                 (Box::new(out), color)
             }
         };
+        Ok(Self { format, out, color })
+    }
+}
+
+impl Printer {
+    /// One that prints nothing.
+    pub fn silent() -> Self {
+        Self { queue: None, thread: None, dropped: 0, closed: false }
+    }
+
+    /// `fold`: lines that are alike are told once, and then how many more there were.
+    pub fn start(target: Target, fold: bool) -> Result<Self> {
+        let Target { format, out, color } = target;
+        if format == Format::None {
+            return Ok(Self::silent());
+        }
         let (queue, spans) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("print".into())
             .spawn(move || write(&spans, format, color, fold, out))
             .context("no thread can be started")?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), dropped: 0, closed: false })
+        Ok(Self { queue: Some(queue), thread: Some(thread), ..Self::silent() })
     }
 
     pub fn print(&mut self, span: Span) {

@@ -1,6 +1,21 @@
-//! What this process may do.
+//! What this process may do, and what it gives up when the probes are loaded: from then on it reads
+//! `/proc`, the ring and what strangers sent, and needs little for that.
 
-use std::fs;
+use std::{collections::BTreeMap, fs};
+
+use anyhow::{Context, Result};
+use rustix::{
+    process::{DumpableBehavior, set_dumpable_behavior},
+    thread::{
+        CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
+        clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+        set_no_new_privs,
+    },
+};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    apply_filter_all_threads,
+};
 
 /// A capability by its number (include/uapi/linux/capability.h) and name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +24,6 @@ pub struct Capability {
     pub name: &'static str,
 }
 
-pub const KILL: Capability = Capability { number: 5, name: "CAP_KILL" };
 pub const DAC_READ_SEARCH: Capability = Capability { number: 2, name: "CAP_DAC_READ_SEARCH" };
 pub const SYS_PTRACE: Capability = Capability { number: 19, name: "CAP_SYS_PTRACE" };
 pub const SYS_ADMIN: Capability = Capability { number: 21, name: "CAP_SYS_ADMIN" };
@@ -33,4 +47,86 @@ fn effective() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// Gives up what is not needed once probes are loaded and files are open, for this thread and those that it
+/// starts. `kills`: there is a command of another user, which may have to be told to end.
+pub fn drop_most(kills: bool) -> Result<()> {
+    // Neither a core file nor another process shows what was captured.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("core files cannot be switched off")?;
+    drop_capabilities(kills).context("capabilities cannot be given up")?;
+    set_no_new_privs(true).context("new privileges cannot be refused")?;
+    refuse_calls().context("system calls cannot be refused")
+}
+
+fn drop_capabilities(kills: bool) -> Result<()> {
+    // For `/proc` of other users' processes.
+    let mut keep = CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH;
+    if kills {
+        keep |= CapabilitySet::KILL;
+    }
+    let have = capabilities(None)?;
+    clear_ambient_capability_set()?;
+    if have.effective.contains(CapabilitySet::SETPCAP) {
+        for number in 0..64 {
+            let one = CapabilitySet::from_bits_retain(1 << number);
+            match capability_is_in_bounding_set(one) {
+                Ok(true) if !keep.contains(one) => remove_capability_from_bounding_set(one)?,
+                Ok(_) => {}
+                // The kernel has no more.
+                Err(_) => break,
+            }
+        }
+    }
+    let left = have.permitted & keep;
+    let sets = CapabilitySets { effective: left, permitted: left, inheritable: CapabilitySet::empty() };
+    Ok(set_capabilities(None, sets)?)
+}
+
+/// Calls that nothing here makes after loading, and that whoever took the process over would want.
+const REFUSED: [libc::c_long; 26] = [
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_setns,
+    libc::SYS_unshare,
+    libc::SYS_perf_event_open,
+    libc::SYS_keyctl,
+];
+
+/// Commands of bpf(2) that make or find something new (include/uapi/linux/bpf.h): maps, programs,
+/// attachments, type information, and file descriptors for those of others.
+const REFUSED_OF_BPF: [u64; 10] = [0, 5, 8, 13, 14, 17, 18, 19, 28, 30];
+
+fn refuse_calls() -> Result<()> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
+    let command = |number: &u64| {
+        let is = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *number)?;
+        SeccompRule::new(vec![is])
+    };
+    rules.insert(libc::SYS_bpf, REFUSED_OF_BPF.iter().map(command).collect::<Result<_, _>>()?);
+    let refused = SeccompAction::Errno(libc::EPERM as u32);
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::Allow, refused, std::env::consts::ARCH.try_into()?)?;
+    let program: BpfProgram = filter.try_into()?;
+    Ok(apply_filter_all_threads(&program)?)
 }
