@@ -4,6 +4,7 @@ mod bench;
 mod captures;
 mod demo;
 mod fuzz;
+mod kernels;
 mod setup;
 mod shell;
 mod test;

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that CI checks.
 
 use std::{
+    ffi::OsStr,
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -8,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    fuzz, setup,
+    fuzz, kernels, setup,
     shell::{self, Toolchain},
 };
 
@@ -17,6 +18,11 @@ pub(crate) struct Arguments {
     /// Only these steps, in this order
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Step>,
+
+    /// Under these of Debian's kernels instead, each in a VM (6.1,6.12): every probe, and the live tests that
+    /// are soon over
+    #[arg(long, value_name = "KERNELS", value_delimiter = ',', conflicts_with = "only")]
+    vm: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -35,15 +41,32 @@ enum Step {
     Corpus,
     /// Real servers under the real probes; as root
     Live,
+    /// Some of that with each of the other ways to see bytes
+    Modes,
     /// The probes come out the same in two folders
     Reproduce,
 }
 
-const ALL: [Step; 8] =
-    [Step::Format, Step::Lint, Step::Deny, Step::Core, Step::Unit, Step::Corpus, Step::Live, Step::Reproduce];
+const ALL: [Step; 9] = [
+    Step::Format,
+    Step::Lint,
+    Step::Deny,
+    Step::Core,
+    Step::Unit,
+    Step::Corpus,
+    Step::Live,
+    Step::Modes,
+    Step::Reproduce,
+];
+
+/// The ways to see bytes that are not the best one here.
+const OTHER_MODES: [&str; 2] = ["sys_exit", "raw_sys_exit"];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let toolchain = setup::ensure(true)?;
+    if !arguments.vm.is_empty() {
+        return kernels::run(&arguments.vm, &toolchain);
+    }
     let steps = if arguments.only.is_empty() { &ALL[..] } else { &arguments.only };
     for step in steps {
         println!("== {step:?}");
@@ -55,6 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Step::Unit => unit(&toolchain)?,
             Step::Corpus => fuzz::replay(&toolchain)?,
             Step::Live => live(&toolchain)?,
+            Step::Modes => modes(&toolchain)?,
             Step::Reproduce => reproduce(&toolchain)?,
         }
     }
@@ -70,7 +94,8 @@ fn cargo(toolchain: &Toolchain, arguments: &str) -> Command {
 }
 
 fn format(toolchain: &Toolchain) -> Result<()> {
-    shell::run(&mut cargo(toolchain, "fmt --all --check"))
+    shell::run(&mut cargo(toolchain, "fmt --all --check"))?;
+    kernels::check_table()
 }
 
 fn lint(toolchain: &Toolchain) -> Result<()> {
@@ -133,24 +158,58 @@ fn live(toolchain: &Toolchain) -> Result<()> {
     run_live(toolchain, "test --no-run --test", "live", &["--test-threads=1"])
 }
 
+fn modes(toolchain: &Toolchain) -> Result<()> {
+    let programs = LivePrograms::build(toolchain, "test --no-run --test", "live")?;
+    for mode in OTHER_MODES {
+        println!("== capture: {mode}");
+        let arguments = [&["--test-threads=1", "--exact"][..], &kernels::SMOKE[..]].concat();
+        programs.run(&[("TRACER_CAPTURE", OsStr::new(mode))], &arguments)?;
+    }
+    Ok(())
+}
+
 /// Builds a program of the tests by a command of cargo's, and runs it as root with all that it needs.
 pub(crate) fn run_live(toolchain: &Toolchain, build: &str, name: &str, arguments: &[&str]) -> Result<()> {
-    let programs = "build --release --locked --package tracer-agent --package workloads";
-    shell::run(&mut cargo(toolchain, programs))?;
-    let build = format!("{build} {name} --package tracer-tests --locked --message-format=json");
-    let built = cargo(toolchain, &build).stderr(Stdio::inherit()).output()?;
-    if !built.status.success() {
-        bail!("the live tests do not build");
+    LivePrograms::build(toolchain, build, name)?.run(&[], arguments)
+}
+
+/// A program of the tests with all that it needs.
+pub(crate) struct LivePrograms {
+    pub(crate) program: PathBuf,
+    /// Where the tracer and the workloads are.
+    pub(crate) folder: PathBuf,
+    python: PathBuf,
+}
+
+impl LivePrograms {
+    pub(crate) fn build(toolchain: &Toolchain, build: &str, name: &str) -> Result<Self> {
+        let programs = "build --release --locked --package tracer-agent --package workloads";
+        shell::run(&mut cargo(toolchain, programs))?;
+        let build = format!("{build} {name} --package tracer-tests --locked --message-format=json");
+        let built = cargo(toolchain, &build).stderr(Stdio::inherit()).output()?;
+        if !built.status.success() {
+            bail!("the live tests do not build");
+        }
+        let messages = String::from_utf8(built.stdout)?;
+        Ok(Self {
+            program: built_program(&messages, name).context("cargo built no program")?,
+            folder: shell::target().join("release").canonicalize()?,
+            python: setup::python().canonicalize()?,
+        })
     }
-    let messages = String::from_utf8(built.stdout)?;
-    let program = built_program(&messages, name).context("cargo built no program")?;
-    if !shell::is_root() {
-        println!("sudo is used to load the probes");
+
+    pub(crate) fn variables(&self) -> [(&'static str, &OsStr); 2] {
+        [("TRACER_BIN", self.folder.as_os_str()), ("TRACER_PYTHON", self.python.as_os_str())]
     }
-    let programs = shell::target().join("release").canonicalize()?;
-    let python = setup::python().canonicalize()?;
-    let variables = [("TRACER_BIN", programs.as_os_str()), ("TRACER_PYTHON", python.as_os_str())];
-    shell::run(shell::as_root(&variables, &program).args(arguments))
+
+    /// As root.
+    fn run(&self, more: &[(&str, &OsStr)], arguments: &[&str]) -> Result<()> {
+        if !shell::is_root() {
+            println!("sudo is used to load the probes");
+        }
+        let variables = [&self.variables()[..], more].concat();
+        shell::run(shell::as_root(&variables, &self.program).args(arguments))
+    }
 }
 
 /// The executable in cargo's messages: one JSON object a line.
