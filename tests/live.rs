@@ -3,6 +3,10 @@
 
 #[path = "live/exports.rs"]
 mod exports;
+#[path = "live/findings.rs"]
+mod findings;
+#[path = "live/harmless.rs"]
+mod harmless;
 #[path = "live/selection.rs"]
 mod selection;
 #[path = "live/servers.rs"]
@@ -441,12 +445,31 @@ fn nothing_is_left_behind() {
 
 /// Ids of all BPF programs and links of the machine.
 fn loaded() -> Vec<(String, u32)> {
-    let mut found: Vec<(String, u32)> = aya::programs::loaded_programs()
-        .map(|program| ("prog_id".to_owned(), program.expect("a program").id()))
-        .collect();
-    let links = aya::programs::loaded_links().map(|link| ("link_id".to_owned(), link.expect("a link").id()));
-    found.extend(links);
-    found
+    use std::io::Error;
+    let list = || -> Result<Vec<(String, u32)>, Box<dyn std::error::Error>> {
+        let mut found = Vec::new();
+        for program in aya::programs::loaded_programs() {
+            found.push(("prog_id".to_owned(), program?.id()));
+        }
+        for link in aya::programs::loaded_links() {
+            found.push(("link_id".to_owned(), link?.id()));
+        }
+        for map in aya::maps::loaded_maps() {
+            found.push(("map_id".to_owned(), map?.id()));
+        }
+        Ok(found)
+    };
+    // Something that is on its way out can be listed and not be opened any more.
+    wait_for("a list of what is loaded", || match list() {
+        Ok(found) => Some(found),
+        Err(error) => {
+            let cause =
+                std::iter::successors(Some(&*error as &dyn std::error::Error), |error| error.source());
+            let known = cause.filter_map(|error| error.downcast_ref::<Error>()?.raw_os_error()).next();
+            assert!(matches!(known, Some(2 | 11)), "{error:?}");
+            None
+        }
+    })
 }
 
 #[test]

@@ -359,14 +359,14 @@ impl Tracer {
         line.split_whitespace().nth(1).and_then(|size| size.parse().ok()).expect("a size")
     }
 
-    /// Ids of the BPF programs and links that the tracer holds.
+    /// Ids of the BPF programs, links and maps that the tracer holds.
     pub fn probes(&self) -> Vec<(String, u32)> {
         let folder = format!("/proc/{}/fdinfo", self.id());
         let mut found = Vec::new();
         for entry in fs::read_dir(folder).expect("the tracer runs") {
             let Ok(text) = fs::read_to_string(entry.expect("an entry").path()) else { continue };
             for line in text.lines() {
-                if let Some((key @ ("prog_id" | "link_id"), id)) = line.split_once(':') {
+                if let Some((key @ ("prog_id" | "link_id" | "map_id"), id)) = line.split_once(':') {
                     found.push((key.to_owned(), id.trim().parse().expect("an id")));
                 }
             }

@@ -2,7 +2,7 @@
 //! listen and change of cgroup, and by the agent. What only the agent can tell (patterns, a path) is
 //! asked of it, and what moves until it answers is counted.
 
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_loop};
 use tracer_common::{
     config::{CGROUP_LEVELS, Counter, File, NAME_SIZE, selected},
     connection::Direction,
@@ -220,16 +220,33 @@ fn in_cgroup<O: Object>(task: O) -> bool {
     let set: u64 = task.copy(offset!(TASK_CGROUPS));
     let cgroup: u64 = read_kernel(set, offset!(CSS_SET_CGROUP));
     let level: u32 = read_kernel(cgroup, offset!(CGROUP_LEVEL));
-    let mut at = 0;
-    while at < CGROUP_LEVELS && at <= level {
-        let ancestor: u64 = read_kernel(cgroup, offset!(CGROUP_ANCESTORS) + at as usize * 8);
-        let node: u64 = read_kernel(ancestor, offset!(CGROUP_NODE));
-        let id: u64 = read_kernel(node, offset!(NODE_ID));
-        // SAFETY: only looked at for whether it is there.
-        if unsafe { CGROUPS.get(&id) }.is_some() {
-            return true;
-        }
-        at += 1;
+    let mut climb = Climb { cgroup, level, found: 0 };
+    // SAFETY: the callback takes (index, argument) as the helper asks. A loop of our own is too much for the
+    // verifier of Linux 6.1.
+    unsafe {
+        bpf_loop(CGROUP_LEVELS, is_chosen_at as *const () as *mut _, (&raw mut climb).cast(), 0);
     }
-    false
+    climb.found != 0
+}
+
+#[repr(C)]
+struct Climb {
+    cgroup: u64,
+    level: u32,
+    found: u32,
+}
+
+/// Returns 1 to end the loop.
+unsafe extern "C" fn is_chosen_at(level: u32, argument: *mut Climb) -> i64 {
+    // SAFETY: the argument that `in_cgroup` gave to the loop.
+    let climb = unsafe { &mut *argument };
+    if level > climb.level {
+        return 1;
+    }
+    let ancestor: u64 = read_kernel(climb.cgroup, offset!(CGROUP_ANCESTORS) + level as usize * 8);
+    let node: u64 = read_kernel(ancestor, offset!(CGROUP_NODE));
+    let id: u64 = read_kernel(node, offset!(NODE_ID));
+    // SAFETY: only looked at for whether it is there.
+    climb.found = unsafe { CGROUPS.get(&id) }.is_some() as u32;
+    climb.found as i64
 }

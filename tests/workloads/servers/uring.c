@@ -1,4 +1,5 @@
-/* Asks for http://127.0.0.1:PORT/ok/uring with io_uring alone: uring PORT */
+/* By io_uring alone: `uring PORT` asks for http://127.0.0.1:PORT/ok/uring; `uring` echoes what comes, one connection
+ * after the other, and prints where it listens. */
 #include <arpa/inet.h>
 #include <linux/io_uring.h>
 #include <stdio.h>
@@ -34,9 +35,27 @@ static int submit(int operation, int fd, void *buffer, unsigned length) {
 	return result;
 }
 
+static int echo(void) {
+	struct sockaddr_in own = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t size = sizeof own;
+	int listener = socket(AF_INET, SOCK_STREAM, 0);
+	if (bind(listener, (struct sockaddr *)&own, sizeof own) || listen(listener, 8))
+		return 6;
+	getsockname(listener, (struct sockaddr *)&own, &size);
+	printf("listening on 127.0.0.1:%d\n", ntohs(own.sin_port));
+	fflush(stdout);
+	static char room[4096];
+	for (;;) {
+		int fd = submit(IORING_OP_ACCEPT, listener, 0, 0), length;
+		if (fd < 0)
+			return 7;
+		while ((length = submit(IORING_OP_RECV, fd, room, sizeof room)) > 0)
+			submit(IORING_OP_SEND, fd, room, length);
+		close(fd);
+	}
+}
+
 int main(int count, char **words) {
-	if (count != 2)
-		return 2;
 	ring = syscall(SYS_io_uring_setup, 8, &parameters);
 	if (ring < 0) {
 		perror("io_uring_setup");
@@ -45,6 +64,8 @@ int main(int count, char **words) {
 	sq = mmap(0, 65536, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQ_RING);
 	cq = mmap(0, 65536, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_CQ_RING);
 	entries = mmap(0, 8 * sizeof *entries, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQES);
+	if (count != 2)
+		return echo();
 	struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons(atoi(words[1]))};
 	server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	int fd = socket(AF_INET, SOCK_STREAM, 0);

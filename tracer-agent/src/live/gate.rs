@@ -99,7 +99,12 @@ pub fn wait_and_become(gate: PathBuf, user: Option<&str>, command: &[OsString]) 
 }
 
 fn become_command(gate: PathBuf, user: Option<&str>, command: &[OsString]) -> Result<i32> {
-    let mut gate = File::open(gate).context("the tracer is gone")?;
+    let mut gate = match File::open(gate) {
+        Ok(gate) => gate,
+        // The tracer ended, and said why.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(NOT_FOUND),
+        Err(error) => return Err(error).context("the tracer cannot be asked when to start"),
+    };
     if gate.read(&mut [0])? == 0 {
         // The tracer ended, and said why.
         return Ok(NOT_FOUND);
