@@ -416,7 +416,6 @@ fn a_replay_is_the_live_run() {
     fails(&["replay", &capture], 4, "damaged");
 }
 
-/// Both are receivers that others wrote; what they print is compared with what was printed here.
 fn wrk_requests(out: &[u8]) -> usize {
     let out = String::from_utf8_lossy(out);
     let line = out.lines().find(|line| line.contains("requests in")).expect("wrk's count");

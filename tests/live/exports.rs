@@ -273,6 +273,7 @@ fn tls_is_spoken_with_those_that_are_trusted() {
     let trusted = vec!["--otlp-certificate", &ca];
     let known =
         [&trusted[..], &["--otlp-client-certificate", &certificate, "--otlp-client-key", &key]].concat();
+    let grpc = known.clone();
     // Who is let in, with what, and why not.
     let cases = [
         (false, trusted.clone(), None),
@@ -298,6 +299,20 @@ fn tls_is_spoken_with_those_that_are_trusted() {
                 assert!(traced.errors.contains(reason), "{}", traced.errors);
             }
         }
+    }
+    // The same over gRPC.
+    let read = |name: &str| fs::read(authority.path(name)).expect("a file");
+    for (arguments, arrive) in [(&grpc, 20), (&grpc[..2].to_vec(), 0)] {
+        let collector =
+            GrpcCollector::start_with_tls(&read("server.pem"), &read("server.key"), &read("ca.pem"));
+        let url = format!("https://{}", collector.address);
+        let tracer = Tracer::of(
+            &[server.process.id()],
+            &[&["--otlp", &url, "--otlp-protocol", "grpc"], &arguments[..]].concat(),
+        );
+        client(&server.address, "keep-alive", 20, 0, "ok");
+        let traced = tracer.finish();
+        assert_eq!(assert_agreed(&traced, &collector.received())["sent"], arrive, "{}", traced.errors);
     }
     // What listens there speaks no TLS at all.
     let plain = Collector::start();
@@ -330,6 +345,7 @@ fn exports_make_no_spans() {
     }
 }
 
+/// Both are receivers that others wrote.
 #[test]
 fn a_collector_gets_the_spans() {
     let folder = Folder::new("otlp");

@@ -133,3 +133,73 @@ fn a_server_does_not_notice_a_tracer_that_comes_and_goes() {
     let answered = asked.load(Relaxed) + PATHS.len() as u64;
     assert_eq!(logged.values().sum::<usize>() as u64, answered);
 }
+
+/// Fields of `/proc/PID/task/THREAD/status`.
+fn status(path: &std::path::Path) -> std::collections::BTreeMap<String, String> {
+    let text = fs::read_to_string(path.join("status")).expect("a thread");
+    text.lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
+        .collect()
+}
+
+#[test]
+fn privileges_are_given_up_by_every_thread() {
+    let folder = Folder::new("privileges");
+    let server = Server::python(&folder);
+    let collector = tracer_tests::collector::Collector::start();
+    // CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE; CAP_KILL only for a command.
+    let (two, three) = ("0000000000080004", "0000000000080024");
+    let process = server.process.id().to_string();
+    let url = collector.url();
+    let cases = [
+        (vec!["--pid", process.as_str(), "--otlp", &url], two),
+        (vec!["--otlp", &url, "--", "sleep", "1000"], three),
+    ];
+    for (arguments, kept) in cases {
+        let tracer = Tracer::start("trace", &arguments);
+        let threads: Vec<_> = fs::read_dir(format!("/proc/{}/task", tracer.id()))
+            .expect("threads")
+            .map(|thread| status(&thread.expect("a thread").path()))
+            .collect();
+        let names: Vec<&str> = threads.iter().map(|thread| thread["Name"].as_str()).collect();
+        assert!(names.contains(&"print") && names.contains(&"send"), "{names:?}");
+        for thread in &threads {
+            for set in ["CapEff", "CapPrm", "CapBnd"] {
+                assert_eq!(thread[set], kept, "{set} of {}", thread["Name"]);
+            }
+            assert_eq!(thread["CapInh"], "0000000000000000");
+            assert_eq!((thread["NoNewPrivs"].as_str(), thread["Seccomp"].as_str()), ("1", "2"));
+        }
+        let child =
+            fs::read_to_string(format!("/proc/{0}/task/{0}/children", tracer.id())).expect("children");
+        for child in child.split_whitespace() {
+            let child = status(std::path::Path::new(&format!("/proc/{child}")));
+            assert_eq!(
+                (child["NoNewPrivs"].as_str(), child["Seccomp"].as_str()),
+                ("0", "0"),
+                "of the command"
+            );
+        }
+        tracer.signal(rustix::process::Signal::INT);
+        tracer.signal(rustix::process::Signal::TERM);
+        tracer.wait();
+    }
+}
+
+/// What it says may go nowhere.
+#[test]
+fn words_that_nobody_hears_stop_nothing() {
+    let folder = Folder::new("deaf");
+    let server = Server::python(&folder);
+    let url = format!("http://{}/ok/deaf", server.address);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("a device that is full");
+    let output = std::process::Command::new(tracer_tests::process::program("tracer"))
+        .args(["trace", "--output", "json", "--otlp", "http://127.0.0.1:9", "--"])
+        .args(["curl", "-s", "-o", "/dev/null", &url])
+        .stderr(full)
+        .output()
+        .expect("the tracer");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 1);
+}

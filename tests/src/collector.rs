@@ -17,6 +17,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     trace_service_server::{TraceService, TraceServiceServer},
 };
 use prost::Message;
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 /// What a collector does with a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -290,6 +291,18 @@ impl TraceService for Service {
 
 impl GrpcCollector {
     pub fn start() -> Self {
+        Self::start_as(None)
+    }
+
+    /// Behind TLS, with a certificate and its key, for clients with a certificate of an authority.
+    pub fn start_with_tls(certificate: &[u8], key: &[u8], authority: &[u8]) -> Self {
+        let identity = Identity::from_pem(certificate, key);
+        Self::start_as(Some(
+            ServerTlsConfig::new().identity(identity).client_ca_root(Certificate::from_pem(authority)),
+        ))
+    }
+
+    fn start_as(tls: Option<ServerTlsConfig>) -> Self {
         let shared = Shared::new();
         let service = TraceServiceServer::new(Service(shared.clone()))
             .accept_compressed(tonic::codec::CompressionEncoding::Gzip);
@@ -302,7 +315,11 @@ impl GrpcCollector {
                 let any = SocketAddr::from(([127, 0, 0, 1], 0));
                 let incoming = tonic::transport::server::TcpIncoming::bind(any).expect("a port");
                 tell.send(incoming.local_addr().expect("an address")).expect("somebody waits");
-                let server = tonic::transport::Server::builder().add_service(service);
+                let mut server = tonic::transport::Server::builder();
+                if let Some(tls) = tls {
+                    server = server.tls_config(tls).expect("certificates that fit together");
+                }
+                let server = server.add_service(service);
                 tokio::select! {
                     served = server.serve_with_incoming(incoming) => served.expect("a server"),
                     _ = ended => {}

@@ -29,7 +29,15 @@ impl std::str::FromStr for StatusPattern {
         // A number has three digits, or an x for any.
         let number = text.starts_with(|char: char| char.is_ascii_digit());
         let short = number && !(text.len() == 3 && text.chars().all(|char| "0123456789xX".contains(char)));
-        if text.is_empty() || short || !text.chars().all(word) {
+        // Three letters are a word such as `foo` only by mistake: no protocol has one.
+        let lower = text.to_ascii_lowercase();
+        let is_class = text.len() == 3
+            && lower.contains('x')
+            && lower.bytes().all(|byte| byte == b'x' || byte.is_ascii_digit());
+        let is_word = text.contains(|char: char| char.is_ascii_uppercase() || char == '_') && !is_class;
+        let known = number || is_class || is_word || lower == "none";
+        let class = !number || matches!(text.as_bytes().first(), Some(b'1'..=b'5'));
+        if text.is_empty() || short || !known || !class || !text.chars().all(word) {
             return Err(format!("`{text}` is no status; say for example 404, 5xx or none"));
         }
         Ok(Self(text.to_ascii_lowercase()))
@@ -80,8 +88,11 @@ mod tests {
         assert!(matches("404", Some("404")) && !matches("404", Some("405")));
         assert!(matches("5xx", Some("503")) && matches("5XX", Some("500")) && !matches("5xx", Some("404")));
         assert!(matches("none", None) && !matches("none", Some("200")) && !matches("2xx", None));
-        assert!(matches("NOT_FOUND", Some("NOT_FOUND")) && !matches("x", Some("NOT_FOUND")));
+        assert!(matches("NOT_FOUND", Some("NOT_FOUND")) && !matches("OK", Some("NOT_FOUND")));
         assert!("".parse::<StatusPattern>().is_err() && "5*".parse::<StatusPattern>().is_err());
+        for wrong in ["foo", "abc", "600", "6xx", "0xx", "x"] {
+            assert!(wrong.parse::<StatusPattern>().is_err(), "{wrong}");
+        }
         assert!("5x".parse::<StatusPattern>().is_err() && "20".parse::<StatusPattern>().is_err());
     }
 }

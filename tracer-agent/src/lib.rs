@@ -17,6 +17,15 @@
 //! does is in `live`.
 #![forbid(unsafe_code)]
 
+/// A line on standard error, which nobody has to read.
+#[macro_export]
+macro_rules! tell {
+    ($($words:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
+
 pub mod capture;
 pub mod connection;
 pub mod enrich;

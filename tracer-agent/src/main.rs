@@ -4,6 +4,7 @@
 mod command;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use tracer_agent::tell;
 
 use clap::{Parser, Subcommand};
 use tracer_agent::live::gate;
@@ -11,6 +12,7 @@ use tracer_agent::live::gate;
 /// Sees every HTTP request of a service that nobody instrumented.
 #[derive(Parser, Debug)]
 #[command(
+    name = "tracer",
     version,
     about,
     after_help = "Exit status: 0 fine; 2 wrong usage, or nothing selected; 3 inconclusive; 4 no capture, or losses
@@ -72,7 +74,7 @@ fn main() -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => {
-            eprintln!("tracer: {failure}");
+            tell!("tracer: {failure}");
             ExitCode::from(failure.exit as u8)
         }
     }
@@ -90,5 +92,6 @@ fn log() {
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
+        .log_internal_errors(false)
         .init();
 }

@@ -226,10 +226,10 @@ impl Pipeline {
                 run.ledger.bytes.add(bucket, data.length.into());
                 return;
             }
-            if !tracked.connection.has_started() {
-                let start = tracked.connection.start();
-                tracked.joined = data.position > start || data.opposite > start;
-            }
+            let start = tracked.connection.start();
+            let at_start = data.position <= start && data.opposite <= start;
+            // The first record need not come first.
+            tracked.joined = !at_start && (tracked.joined || !tracked.connection.has_started());
             let overlap = tracked.connection.insert(&arrival, payload, data.length.into());
             run.ledger.bytes.add(Bucket::Overlap, overlap);
             tracked.advance(run);

@@ -247,21 +247,38 @@ impl Attribute {
     }
 }
 
-/// Whether a TLS record starts here: of the handshake, or of what comes after it (RFC 8446, section 5.1).
+/// Whether a TLS record of the handshake starts here (RFC 8446, section 5.1).
 pub fn is_encrypted(bytes: &[u8]) -> bool {
+    matches!(bytes, [HANDSHAKE, 3, 0..=4, ..])
+}
+
+/// The same of a connection that was joined: a header of any record, and a second where the first ends, or
+/// nothing (many read the header, and then the rest).
+pub fn is_encrypted_midway(bytes: &[u8]) -> bool {
+    let Some(length) = record_length(bytes) else { return false };
+    match bytes.get(TLS_HEADER + length..) {
+        Some(rest) => rest.is_empty() || rest.len() < TLS_HEADER || record_length(rest).is_some(),
+        None => bytes.len() == TLS_HEADER,
+    }
+}
+
+const TLS_HEADER: usize = 5;
+const HANDSHAKE: u8 = 22;
+
+/// What a header of TLS says of the length of its record.
+fn record_length(bytes: &[u8]) -> Option<usize> {
     const CHANGE_CIPHER: u8 = 20;
     const ALERT: u8 = 21;
-    const HANDSHAKE: u8 = 22;
     const APPLICATION: u8 = 23;
     /// 2^14 and what a cipher may add.
     const LENGTH_MAX: u16 = 16384 + 2048;
-    match bytes {
-        [HANDSHAKE, 3, 0..=4, ..] => true,
-        [CHANGE_CIPHER, 3, 1..=4, 0, 1, ..] => true,
-        [ALERT, 3, 1..=4, 0, 2 | 19 | 26, ..] => true,
-        [APPLICATION, 3, 1..=4, high, low, ..] => {
-            (17..=LENGTH_MAX).contains(&u16::from_be_bytes([*high, *low]))
-        }
-        _ => false,
-    }
+    let [kind @ CHANGE_CIPHER..=APPLICATION, 3, 0..=4, high, low, ..] = bytes else { return None };
+    let length = u16::from_be_bytes([*high, *low]);
+    let fits = match *kind {
+        CHANGE_CIPHER => length == 1,
+        ALERT => matches!(length, 2 | 19 | 26),
+        APPLICATION => (17..=LENGTH_MAX).contains(&length),
+        _ => (4..=LENGTH_MAX).contains(&length),
+    };
+    fits.then_some(length.into())
 }

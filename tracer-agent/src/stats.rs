@@ -117,6 +117,8 @@ pub struct Verdict {
 pub enum Outcome {
     /// The protocol that was read.
     Read(&'static str),
+    /// A protocol that was read up to where it was left: in which bucket the rest is, and why.
+    Left(&'static str, Bucket, &'static str),
     /// Nothing is read of it; with what it looks like, or why it was left.
     Unread(Bucket, Option<&'static str>),
     /// Too little was seen to tell.

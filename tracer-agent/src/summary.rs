@@ -59,6 +59,9 @@ impl Summary {
         let mut key = Key { service: span.resource.service.clone(), kind: span.kind.name(), route };
         if self.rows.len() >= ROWS_MAX && !self.rows.contains_key(&key) {
             key.route = "(other routes)".to_owned();
+            if self.rows.len() >= 2 * ROWS_MAX && !self.rows.contains_key(&key) {
+                key.service = Text::new_static("(other services)");
+            }
         }
         let row = self.rows.entry(key).or_insert_with(Row::new);
         row.count += 1;
@@ -125,7 +128,7 @@ impl Slow {
         let view = &span.view;
         let status = view.status.as_deref().unwrap_or("-");
         let service = plain(&span.resource.service);
-        let peer = view.peer.as_deref().unwrap_or("?");
+        let peer = plain(view.peer.as_deref().unwrap_or("?"));
         let way = match span.kind {
             Kind::Server => format!("{peer} -> {service}"),
             Kind::Client => format!("{service} -> {peer}"),
@@ -219,7 +222,13 @@ mod tests {
             summary.add(&span("shop", &format!("/route-{n}-x"), 1, false));
         }
         assert!(summary.rows.len() <= ROWS_MAX + 1);
+        for n in 0..3 * ROWS_MAX {
+            let mut other = span("shop", "/x", 1, false);
+            other.resource = Arc::new(Resource { service: format!("job-{n}").into(), ..Resource::default() });
+            summary.add(&other);
+        }
+        assert!(summary.rows.len() <= 2 * ROWS_MAX + 2, "{}", summary.rows.len());
         let total: u64 = summary.rows.values().map(|row| row.count).sum();
-        assert_eq!(total, 2 * ROWS_MAX as u64);
+        assert_eq!(total, 5 * ROWS_MAX as u64);
     }
 }

@@ -28,6 +28,10 @@ use crate::{
 const GATHER_MAX: u32 = 16128;
 const _: () = assert!(size_of::<Data>() + 2 * GATHER_MAX as usize <= SCRATCH_SIZE);
 
+/// Where several messages are looked at when the call is over: so many of them, and so many pieces of each.
+const MESSAGES_PER_CALL: u32 = 128;
+const IOVECS_PER_MESSAGE: u32 = 64;
+
 /// When this part of the ring is full, no more than so many bytes of a call are copied.
 const CROWDED_FRACTION: u64 = 2;
 const CROWDED_MOST: u32 = 512;
@@ -116,7 +120,7 @@ pub(crate) fn data(first: &Data, buffer: Buffer, total: u32) {
     };
     match buffer.shape {
         shape::FLAT => flat(direction, out),
-        shape::PIECES => pieces(direction, buffer.address, buffer.count, total),
+        shape::PIECES => pieces(direction, buffer.address, buffer.count, total, IOVECS_PER_CALL),
         // Only where calls are seen when they are over.
         shape::MESSAGES if constant(&BY_ADDRESS) != 0 => messages(direction),
         _ => gap(&out.first, 0, total, buffer.omitted as u8),
@@ -226,11 +230,11 @@ fn messages(direction: u32) {
     let mut argument = direction;
     // SAFETY: the callback takes (index, argument) as the helper asks.
     unsafe {
-        bpf_loop(IOVECS_PER_CALL, one_message as *const () as *mut _, (&raw mut argument).cast(), 0);
+        bpf_loop(MESSAGES_PER_CALL, one_message as *const () as *mut _, (&raw mut argument).cast(), 0);
     }
     let Some(out) = maps::outgoing(direction) else { return };
     if out.total > out.done {
-        gap(&out.first, 0, out.total - out.done, omitted::IOVECS);
+        gap(&out.first, 0, out.total - out.done, omitted::OVER_BUDGET);
     }
 }
 
@@ -250,7 +254,7 @@ unsafe extern "C" fn one_message(index: u32, argument: *mut u32) -> i64 {
     }
     let buffer = syscall::message(address);
     if buffer.shape == shape::PIECES {
-        pieces(direction, buffer.address, buffer.count, length);
+        pieces(direction, buffer.address, buffer.count, length, IOVECS_PER_MESSAGE);
     } else {
         gap(&out.first, 0, length, omitted::FAULT);
     }
@@ -261,7 +265,7 @@ unsafe extern "C" fn one_message(index: u32, argument: *mut u32) -> i64 {
 
 /// Pieces are put together in the scratch, so that a call with many small ones is one record.
 #[inline(always)]
-fn pieces(direction: u32, address: u64, count: u64, total: u32) {
+fn pieces(direction: u32, address: u64, count: u64, total: u32, most: u32) {
     let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
     let Some(out) = maps::outgoing(direction) else { return };
     // SAFETY: the scratch is larger than the fields, and aligned to 8.
@@ -271,12 +275,7 @@ fn pieces(direction: u32, address: u64, count: u64, total: u32) {
     let mut argument = direction;
     // SAFETY: the callback takes (index, argument) as the helper asks.
     unsafe {
-        bpf_loop(
-            IOVECS_PER_CALL + 2 * RECORDS_PER_CALL,
-            piece as *const () as *mut _,
-            (&raw mut argument).cast(),
-            0,
-        );
+        bpf_loop(most + 2 * RECORDS_PER_CALL, piece as *const () as *mut _, (&raw mut argument).cast(), 0);
     }
     let Some(walk) = maps::walk(direction) else { return };
     flush(direction);

@@ -1,10 +1,10 @@
 //! What a connection is called: by the kernel's socket cookie where the kernel gives it, else by a number
 //! of our own for the place that the socket is at, until that is somebody else's.
 
-use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_get_socket_cookie};
+use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 
 use crate::{
-    maps::IDENTITIES,
+    maps::{self, IDENTITIES},
     memory::{BY_ADDRESS, constant, read_kernel},
     offset,
     tcp::Socket,
@@ -28,10 +28,7 @@ pub(crate) fn of<S: Socket>(socket: S, tcp: bool) -> u64 {
     if let Some(identity) = at(place) {
         return identity;
     }
-    // SAFETY: no arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
-    // No two sockets have the same: only at other times can they be at the same place.
-    let identity = now << 16 | (place >> 6 & 0xffff);
+    let identity = maps::next_name();
     let _ = IDENTITIES.insert(&place, &identity, BPF_NOEXIST);
     at(place).unwrap_or(identity)
 }

@@ -2,6 +2,7 @@
 
 use crate::{emit::Outgoing, syscall::Ended};
 use aya_ebpf::{
+    helpers::generated::bpf_get_smp_processor_id,
     macros::map,
     maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
@@ -40,6 +41,10 @@ pub(crate) static CONNECTIONS: LruHashMap<u64, ConnectionState> = LruHashMap::wi
 /// the size.
 #[map]
 pub(crate) static IDENTITIES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1, 0);
+
+/// How many names this CPU gave.
+#[map]
+static NAMED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// What need not be copied of a connection; written by the agent.
 #[map]
@@ -156,6 +161,21 @@ pub(crate) fn woken() -> Option<*mut u64> {
 #[inline(always)]
 pub(crate) fn scratch(direction: u32) -> Option<*mut u8> {
     SCRATCH.get_ptr_mut(direction).map(|scratch| scratch.cast())
+}
+
+/// A name that no other connection has: the CPU, and a number of its own.
+#[inline(always)]
+pub(crate) fn next_name() -> u64 {
+    let mut number = 0;
+    if let Some(named) = NAMED.get_ptr_mut(0) {
+        // SAFETY: an element of a per-CPU array, which no other CPU writes.
+        unsafe {
+            *named += 1;
+            number = *named;
+        }
+    }
+    // SAFETY: no arguments.
+    (unsafe { bpf_get_smp_processor_id() } as u64 + 1) << 48 | number
 }
 
 /// Puts a call down and takes it up again.

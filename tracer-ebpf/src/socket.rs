@@ -38,7 +38,8 @@ const RCV_SHUTDOWN: u8 = 1;
 const SUN_PATH: usize = 2;
 
 /// include/net/tcp_states.h
-const TCP_ESTABLISHED: i32 = 1;
+const TCP_SYN_SENT: i32 = 2;
+const TCP_SYN_RECV: i32 = 3;
 const TCP_FIN_WAIT1: i32 = 4;
 const TCP_CLOSE_WAIT: i32 = 8;
 const TCP_LAST_ACK: i32 = 9;
@@ -126,6 +127,15 @@ fn call_ended(registers: Untyped, result: i64) -> i32 {
     let Some(call) = syscall::ended(registers, result) else { return 0 };
     let direction = if call.sent != 0 { Direction::Sent } else { Direction::Received };
     let socket = Untyped(call.socket);
+    if call.socket == 0 {
+        // Another thread has closed it meanwhile: what moved is counted, and lost.
+        if chosen && call.result > 0 {
+            let counter = if call.sent != 0 { Counter::MovedSent } else { Counter::MovedReceived };
+            count(counter, call.result as u64);
+            emit::lost(direction as u8, call.result as u32);
+        }
+        return 0;
+    }
     if !chosen {
         undecided(socket, process, direction, call.result, call.flags);
         return 0;
@@ -157,8 +167,8 @@ fn destroyed<S: Socket>(socket: S) -> i32 {
 #[inline(always)]
 fn state_changed<S: Socket>(socket: S, new: i32) -> i32 {
     match new {
-        // Nothing is known yet of a connection that begins.
-        TCP_ESTABLISHED => identity::forget(socket),
+        // Nothing is known yet of a connection that begins; bytes can move before it is established.
+        TCP_SYN_SENT | TCP_SYN_RECV => identity::forget(socket),
         TCP_FIN_WAIT1 | TCP_LAST_ACK => shut(socket, Direction::Sent, false),
         TCP_CLOSE_WAIT => shut(socket, Direction::Received, false),
         TCP_LISTEN => process::listens(socket.load(offset!(SOCK_LOCAL_PORT))),
@@ -243,6 +253,11 @@ fn moved<S: Socket>(
         Some(tcp) => tcp.positions(state.role == Role::Client as u32),
         None => counted(state, sent, result),
     };
+    if result > 0 && positions.now[direction as usize] < result as u64 {
+        // So much never moved here: the number of the file leads to another socket by now.
+        emit::lost(direction as u8, result as u32);
+        return 0;
+    }
     // Kept for when the socket is gone.
     if sent {
         state.positions[0] = positions.now[0];

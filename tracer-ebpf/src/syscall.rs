@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::pt_regs,
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_task_btf, bpf_loop, bpf_task_pt_regs},
+        generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_loop, bpf_task_pt_regs},
     },
 };
 use tracer_common::{config::IOVECS_PER_CALL, record::omitted};
@@ -37,8 +37,8 @@ mod number {
     pub(super) const IO_URING_ENTER: u64 = 426;
 }
 
-/// Code segment of a 32-bit task (`__USER32_CS`): its call numbers mean other calls.
-const USER32_CS: u64 = 0x23;
+/// `TS_COMPAT` (arch/x86/include/asm/thread_info.h): the call has the numbers and registers of 32 bits.
+const TS_COMPAT: u32 = 2;
 
 /// What is in the place of the result while a call is under way (-ENOSYS, arch/x86/entry/entry_64.S).
 /// Work that runs at the end of another call (io_uring) finds that call's result there.
@@ -55,7 +55,7 @@ const MMSGHDR_LENGTH: u64 = 56;
 const MMSGHDR_SIZE: u64 = 64;
 
 /// Messages of one call whose lengths are added up.
-const MESSAGES_SUMMED: u32 = 65536;
+const MESSAGES_SUMMED: u32 = 4096;
 
 pub(crate) struct Call {
     pub(crate) number: u16,
@@ -114,14 +114,13 @@ pub(crate) fn current(moved: u32) -> Call {
     let task = Typed(unsafe { bpf_get_current_task_btf() } as u64);
     let registers = registers(task);
     let number: u64 = registers.load(core::mem::offset_of!(pt_regs, orig_rax));
-    let segment: u64 = registers.load(core::mem::offset_of!(pt_regs, cs));
     let second: u64 = registers.load(core::mem::offset_of!(pt_regs, rsi));
     let third: u64 = registers.load(core::mem::offset_of!(pt_regs, rdx));
     let result: i64 = registers.load(core::mem::offset_of!(pt_regs, rax));
     let flags: u32 = task.load(offset!(TASK_FLAGS));
     let buffer = match number {
         _ if flags & IO_WORKER != 0 => Buffer::none(omitted::IO_URING),
-        _ if segment & 0xffff == USER32_CS => Buffer::none(omitted::TASK_32_BIT),
+        _ if is_32_bit(task) => Buffer::none(omitted::TASK_32_BIT),
         _ if result != UNDER_WAY => Buffer::none(omitted::IO_URING),
         number::READ | number::WRITE | number::SENDTO | number::RECVFROM => Buffer::flat(second),
         number::READV
@@ -160,7 +159,7 @@ pub(crate) fn current(moved: u32) -> Call {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Ended {
-    /// Where it is.
+    /// Where it is; 0 if it was closed before the call was over.
     pub(crate) socket: u64,
     pub(crate) sent: u32,
     /// Bytes, or an error.
@@ -180,8 +179,8 @@ pub(crate) fn ended(registers: Untyped, result: i64) -> Option<Ended> {
 #[inline(always)]
 fn find_ended(registers: Untyped, result: i64) -> Option<Ended> {
     let number: u64 = registers.load(core::mem::offset_of!(pt_regs, orig_rax));
-    let segment: u64 = registers.load(core::mem::offset_of!(pt_regs, cs));
-    if segment & 0xffff == USER32_CS {
+    // SAFETY: no arguments.
+    if is_32_bit(Untyped(unsafe { bpf_get_current_task() })) {
         return ended_32_bit(registers, number, result);
     }
     let sent = match number {
@@ -213,7 +212,10 @@ fn find_ended(registers: Untyped, result: i64) -> Option<Ended> {
         (None, number::SPLICE) => (file::socket(third as u32), true),
         (found, _) => (found, sent),
     };
-    let socket = found?;
+    if result <= 0 && (number == number::SENDFILE || number == number::SPLICE) {
+        // It says as much of the other file.
+        return None;
+    }
     let flags = match number {
         number::SENDTO | number::RECVFROM | number::SENDMMSG | number::RECVMMSG => fourth as u32,
         number::SENDMSG | number::RECVMSG => third as u32,
@@ -228,16 +230,18 @@ fn find_ended(registers: Untyped, result: i64) -> Option<Ended> {
         _ => Buffer::pieces(second, third),
     };
     // What these give is a number of messages.
-    let result =
-        if buffer.shape == shape::MESSAGES { messages_length(second, result as u32) } else { result };
-    Some(Ended {
-        socket: socket.address(),
-        sent: sent as u32,
-        result: result as i32,
-        flags,
-        number: number as u32,
-        buffer,
-    })
+    let result = if buffer.shape == shape::MESSAGES {
+        messages_length(second, result as u32, MMSGHDR)
+    } else {
+        result as i32
+    };
+    let socket = match found {
+        Some(socket) => socket.address(),
+        // These take nothing but sockets.
+        None if is_of_sockets(number) => 0,
+        None => return None,
+    };
+    Some(Ended { socket, sent: sent as u32, result, flags, number: number as u32, buffer })
 }
 
 /// Calls of a 32-bit task have other numbers (arch/x86/entry/syscalls/syscall_32.tbl) and registers: how
@@ -245,56 +249,99 @@ fn find_ended(registers: Untyped, result: i64) -> Option<Ended> {
 #[inline(always)]
 fn ended_32_bit(registers: Untyped, number: u64, result: i64) -> Option<Ended> {
     const SOCKETCALL: u64 = 102;
+    /// `struct compat_mmsghdr`
+    const MESSAGE: Layout = Layout { size: 32, length: 28 };
+    // The upper half of a result of 32 bits is not set.
+    let mut result = result as i32;
     let first: u64 = registers.load(core::mem::offset_of!(pt_regs, rbx));
     let second: u64 = registers.load(core::mem::offset_of!(pt_regs, rcx));
     let third: u64 = registers.load(core::mem::offset_of!(pt_regs, rdx));
     let fourth: u64 = registers.load(core::mem::offset_of!(pt_regs, rsi));
     let word = |index: u64| read_user::<u32>(second + index * 4).unwrap_or(0);
-    let (sent, file, flags) = match number {
-        3 | 145 => (false, first as u32, 0),
-        4 | 146 => (true, first as u32, 0),
-        369 => (true, first as u32, fourth as u32),
-        370 => (true, first as u32, third as u32),
-        371 => (false, first as u32, fourth as u32),
-        372 => (false, first as u32, third as u32),
-        // send, recv, sendto, recvfrom, sendmsg, recvmsg (include/uapi/linux/net.h)
-        SOCKETCALL => match first {
-            9 | 11 => (true, word(0), word(3)),
-            10 | 12 => (false, word(0), word(3)),
-            16 => (true, word(0), word(2)),
-            17 => (false, word(0), word(2)),
-            _ => return None,
-        },
+    let (mut sent, mut file, mut flags, mut vector) = (false, first as u32, 0, 0);
+    match number {
+        // read, readv, preadv, preadv2
+        3 | 145 | 333 | 378 => {}
+        // write, writev, pwritev, pwritev2, sendfile, sendfile64
+        4 | 146 | 334 | 379 | 187 | 239 => sent = true,
+        // splice: to a socket, as far as it is told.
+        313 => (sent, file) = (true, third as u32),
+        369 => (sent, flags) = (true, fourth as u32),
+        370 => (sent, flags) = (true, third as u32),
+        371 => flags = fourth as u32,
+        372 => flags = third as u32,
+        345 => (sent, flags, vector) = (true, fourth as u32, second),
+        337 | 417 => (flags, vector) = (fourth as u32, second),
+        // send, recv, sendto, recvfrom, sendmsg, recvmsg, recvmmsg, sendmmsg (include/uapi/linux/net.h)
+        SOCKETCALL => {
+            file = word(0);
+            match first {
+                9 | 11 => (sent, flags) = (true, word(3)),
+                10 | 12 => flags = word(3),
+                16 => (sent, flags) = (true, word(2)),
+                17 => flags = word(2),
+                19 => (flags, vector) = (word(3), word(1) as u64),
+                20 => (sent, flags, vector) = (true, word(3), word(1) as u64),
+                _ => return None,
+            }
+        }
         _ => return None,
-    };
+    }
+    if vector != 0 && result > 0 {
+        result = messages_length(vector, result as u32, MESSAGE);
+    }
     Some(Ended {
         socket: file::socket(file)?.address(),
         sent: sent as u32,
-        // The upper half of a result of 32 bits is not set.
-        result: result as i32,
+        result,
         flags,
         number: number as u32,
         buffer: Buffer::none(omitted::TASK_32_BIT),
     })
 }
 
+#[inline(always)]
+fn is_of_sockets(number: u64) -> bool {
+    matches!(
+        number,
+        number::SENDTO
+            | number::RECVFROM
+            | number::SENDMSG
+            | number::RECVMSG
+            | number::SENDMMSG
+            | number::RECVMMSG
+    )
+}
+
+/// Of a message among several: its size, and where in it the length is that it came to.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Layout {
+    size: u32,
+    length: u32,
+}
+
+const MMSGHDR: Layout = Layout { size: MMSGHDR_SIZE as u32, length: MMSGHDR_LENGTH as u32 };
+
 #[repr(C)]
 struct Lengths {
     vector: u64,
+    layout: Layout,
+    bytes: u64,
     count: u32,
     padding: u32,
-    bytes: u64,
 }
 
 /// What all messages of a call came to.
 #[inline(always)]
-fn messages_length(vector: u64, count: u32) -> i64 {
-    let mut lengths = Lengths { vector, count, padding: 0, bytes: 0 };
+fn messages_length(vector: u64, count: u32, layout: Layout) -> i32 {
+    let mut lengths = Lengths { vector, layout, bytes: 0, count, padding: 0 };
     // SAFETY: the callback takes (index, argument) as the helper asks.
     unsafe {
         bpf_loop(MESSAGES_SUMMED, add_message as *const () as *mut _, (&raw mut lengths).cast(), 0);
     }
-    lengths.bytes as i64
+    // The process can have written there since.
+    if lengths.bytes > i32::MAX as u64 { i32::MAX } else { lengths.bytes as i32 }
 }
 
 /// Returns 1 to end the loop.
@@ -304,7 +351,8 @@ unsafe extern "C" fn add_message(index: u32, argument: *mut Lengths) -> i64 {
     if index >= lengths.count {
         return 1;
     }
-    let Some((_, length)) = message_at(lengths.vector, index) else { return 1 };
+    let at = lengths.vector + index as u64 * lengths.layout.size as u64 + lengths.layout.length as u64;
+    let Some(length) = read_user::<u32>(at) else { return 1 };
     lengths.bytes += length as u64;
     0
 }
@@ -341,6 +389,11 @@ pub(crate) fn moved_nothing(failed: bool) {
 #[inline(always)]
 fn sent_at_most(count: u64) -> u32 {
     if count as u32 > 1024 { 1024 } else { count as u32 }
+}
+
+#[inline(always)]
+fn is_32_bit<O: Object>(task: O) -> bool {
+    task.load::<u32>(offset!(TASK_STATUS)) & TS_COMPAT != 0
 }
 
 #[inline(always)]

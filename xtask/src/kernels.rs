@@ -54,6 +54,7 @@ struct Kernel {
 
 pub(crate) fn run(kernels: &[String], toolchain: &Toolchain) -> Result<()> {
     let programs = LivePrograms::build(toolchain, "test --no-run --test", "live")?;
+    programs.check_names(&SMOKE)?;
     let mut results = read()?;
     let folder = shell::target().join("vm");
     std::fs::create_dir_all(&folder)?;

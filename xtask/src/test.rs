@@ -59,6 +59,9 @@ const ALL: [Step; 9] = [
     Step::Reproduce,
 ];
 
+/// What calls alone cannot tell depends on the way.
+const NAMED: &str = "servers::io_uring_and_32_bit_tasks_are_named";
+
 /// The ways to see bytes that are not the best one here.
 const OTHER_MODES: [&str; 2] = ["sys_exit", "raw_sys_exit"];
 
@@ -160,9 +163,11 @@ fn live(toolchain: &Toolchain) -> Result<()> {
 
 fn modes(toolchain: &Toolchain) -> Result<()> {
     let programs = LivePrograms::build(toolchain, "test --no-run --test", "live")?;
+    let tests = [&kernels::SMOKE[..], &[NAMED]].concat();
+    programs.check_names(&tests)?;
     for mode in OTHER_MODES {
         println!("== capture: {mode}");
-        let arguments = [&["--test-threads=1", "--exact"][..], &kernels::SMOKE[..]].concat();
+        let arguments = [&["--test-threads=1", "--exact"][..], &tests].concat();
         programs.run(&[("TRACER_CAPTURE", OsStr::new(mode))], &arguments)?;
     }
     Ok(())
@@ -196,6 +201,21 @@ impl LivePrograms {
             folder: shell::target().join("release").canonicalize()?,
             python: setup::python().canonicalize()?,
         })
+    }
+
+    /// That there are tests of these names: one that does not exist would pass.
+    pub(crate) fn check_names(&self, names: &[&str]) -> Result<()> {
+        let output = Command::new(&self.program).args(["--list", "--exact"]).args(names).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let missing: Vec<&str> = names
+            .iter()
+            .copied()
+            .filter(|name| !text.lines().any(|line| line == format!("{name}: test")))
+            .collect();
+        if !missing.is_empty() {
+            bail!("there are no live tests {}", missing.join(", "));
+        }
+        Ok(())
     }
 
     pub(crate) fn variables(&self) -> [(&'static str, &OsStr); 2] {

@@ -6,6 +6,7 @@ use std::{
     process::ExitStatus,
     time::{Duration, Instant},
 };
+use tracer_agent::tell;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -36,20 +37,23 @@ use super::{
 /// After a signal everything is written and sent within this time.
 const FLUSH: Duration = Duration::from_millis(4500);
 
+/// How long the helper may take to come to the gate.
+const THERE: Duration = Duration::from_secs(2);
+
 /// How long a command may take to end that is told to.
 const STOP: Duration = Duration::from_secs(2);
 
 #[derive(Args, Debug)]
 pub(crate) struct Bounds {
-    /// Ends after this time (500ms, 30s, 5m)
+    /// Ends after this time (500ms, 30s, 5m), and with it a command that it started
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, help_heading = "Bounds")]
     pub(crate) time: Option<Duration>,
 
-    /// Ends after so many spans
+    /// Ends after so many spans, and with it a command that it started
     #[arg(long, value_name = "N", help_heading = "Bounds")]
     pub(crate) count: Option<u64>,
 
-    /// Ends with status 4 if anything was lost
+    /// Ends with status 4 if anything was lost: records, bytes, lines, or spans on their way to a receiver
     #[arg(long, help_heading = "Bounds")]
     pub(crate) strict: bool,
 
@@ -84,11 +88,11 @@ pub(crate) struct Output {
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) output_file: Option<PathBuf>,
 
-    /// Prints lines that are alike, one after the other, once and then how many more there were
+    /// Prints lines that are alike, one after the other, once and then how many more there were (text alone)
     #[arg(long, help_heading = "Output")]
     pub(crate) fold: bool,
 
-    /// Without the table at the end: per service and route how many, how many errors, how long
+    /// Without the table at the end of text output: per service and route how many, how many errors, how long
     #[arg(long, help_heading = "Output")]
     pub(crate) no_summary: bool,
 
@@ -155,6 +159,9 @@ pub(crate) fn run(
         // Files are written when nothing stands against it any more.
         let target = output.target()?;
         let recording_to = recording.as_deref().map(Recording::create).transpose().or_exit(Exit::Usage)?;
+        if let Some(gate) = &command {
+            gate.wait_until_there(THERE);
+        }
         tell_if_kept(privileges::drop_most(command.is_some()));
         let outputs = Outputs {
             printer: output.printer(target)?,
@@ -180,7 +187,7 @@ pub(crate) fn run(
             return Err(Failure::new(Exit::Usage, error));
         }
         if let Some(path) = recording {
-            eprintln!("capture: {} (it holds raw bytes of the traced processes)", path.display());
+            tell!("capture: {} (it holds raw bytes of the traced processes)", path.display());
         }
         Ok(exit(&finished, ended, bounds.strict))
     })
@@ -189,9 +196,13 @@ pub(crate) fn run(
 /// That it is a process, and another one.
 pub(crate) fn check_process(pid: u32) -> Result<(), Failure> {
     let error = if let Some(process) = discover::process_of_thread(pid).filter(|process| *process != pid) {
-        anyhow!("{pid} is a thread of the process {process}: say --pid {process}")
+        anyhow!("{pid} is a thread of the process {process}: name that one")
+    } else if !discover::has_proc() {
+        anyhow!("/proc is not mounted here: no process can be found without it")
     } else if !discover::exists(pid) {
-        anyhow!("there is no process {pid}")
+        anyhow!("there is no process {pid} (or it has ended, or /proc hides it)")
+    } else if discover::Seen::of(pid).is_none() {
+        anyhow!("{pid} is a thread of the kernel: it has no sockets of its own")
     } else if pid == std::process::id() {
         anyhow!("the tracer does not trace itself")
     } else {
@@ -205,6 +216,10 @@ pub(crate) fn check_place() -> Result<(), Failure> {
     if discover::sees_all_processes() {
         return Ok(());
     }
+    if !discover::has_proc() {
+        let error = anyhow!("/proc is not mounted here: processes cannot be told apart without it");
+        return Err(Failure::new(Exit::CannotCapture, error));
+    }
     let error = anyhow!(
         "this is a pid namespace of its own, whose process ids the probes do not know: \
          run the tracer in that of the host (hostPID, --pid=host)"
@@ -216,10 +231,10 @@ pub(crate) fn check_place() -> Result<(), Failure> {
 pub(crate) fn tell_how(probes: &Probes) {
     for refused in &probes.refused {
         let cost = if refused.without.is_empty() { "another way is taken" } else { refused.without };
-        eprintln!("probe {}: {}; {cost}", refused.tracepoint, refused.reason);
+        tell!("probe {}: {}; {cost}", refused.tracepoint, refused.reason);
     }
     if let Some(lacks) = probes.capture.lacks() {
-        eprintln!("capture: {} ({}): {lacks}", probes.capture, probes.capture.told());
+        tell!("capture: {} ({}): {lacks}", probes.capture, probes.capture.told());
     }
 }
 
@@ -236,7 +251,7 @@ fn ring_size(asked: Option<u64>) -> Result<u32, Failure> {
 fn open(gate: &mut Gate, chosen: &SelectionArguments, session: &mut Session) -> Result<(), Failure> {
     session.select_new(gate.process)?;
     gate.open()?;
-    eprintln!("tracing {} ({})", gate.process, chosen.command[0].to_string_lossy());
+    tell!("tracing {} ({})", gate.process, chosen.command[0].to_string_lossy());
     Ok(())
 }
 
@@ -244,12 +259,12 @@ fn open(gate: &mut Gate, chosen: &SelectionArguments, session: &mut Session) -> 
 fn scan(told: &str, later: bool, session: &mut Session) -> Result<(), Failure> {
     let found = session.scan()?;
     if found.is_empty() {
-        eprintln!(
+        tell!(
             "WARNING: no process matches {told} yet; those that start will be traced \
              (`tracer list {told}` shows what nearly matches)"
         );
     }
-    eprintln!(
+    tell!(
         "tracing {}{}; Ctrl-C ends it",
         names(&found),
         if later { ", and those that start later" } else { " with the children that match" }
@@ -260,7 +275,7 @@ fn scan(told: &str, later: bool, session: &mut Session) -> Result<(), Failure> {
 /// What cannot be given up is kept, and that is said.
 pub(crate) fn tell_if_kept(dropped: anyhow::Result<()>) {
     if let Err(error) = dropped {
-        eprintln!("WARNING: privileges that are not needed any more are kept: {error:#}");
+        tell!("WARNING: privileges that are not needed any more are kept: {error:#}");
     }
 }
 
@@ -336,7 +351,7 @@ pub(crate) async fn watch(
             // The command's own end is waited for.
             Turn::Deserted if command.is_some() => {}
             Turn::Deserted => {
-                eprintln!("the traced processes have ended");
+                tell!("the traced processes have ended");
                 return Ok(None);
             }
             Turn::Counted | Turn::Unread => {
@@ -345,6 +360,9 @@ pub(crate) async fn watch(
             }
         }
         if until.is_some_and(|until| now() >= until) {
+            if command.is_some() {
+                tell!("the time is over: the command is told to end");
+            }
             stop(session, command).await?;
             return Ok(None);
         }
@@ -373,7 +391,7 @@ async fn stop(session: &mut Session, command: &mut Option<Gate>) -> anyhow::Resu
     let until = now() + STOP;
     while gate.child.try_wait()?.is_none() {
         if now() >= until {
-            eprintln!("the command goes on, though it was told to end ({})", gate.process);
+            tell!("the command goes on, though it was told to end ({})", gate.process);
             break;
         }
         session.turn()?;
@@ -385,47 +403,48 @@ async fn stop(session: &mut Session, command: &mut Option<Gate>) -> anyhow::Resu
 /// The table, if there is anything in it.
 pub(crate) fn tell_summary(summary: Option<&Summary>) {
     for line in summary.filter(|summary| !summary.is_empty()).map(Summary::lines).unwrap_or_default() {
-        eprintln!("{line}");
+        tell!("{line}");
     }
 }
 
 fn report(finished: &Finished) {
     tell_summary(finished.summary.as_ref());
     for open in finished.pipeline.open_exchanges() {
-        eprintln!("{}", text::open(open));
+        tell!("{}", text::open(open));
     }
     if let Some((url, sent)) = &finished.sent {
-        eprintln!("otlp: {url}: {sent}");
+        tell!("otlp: {url}: {sent}");
     }
     if finished.filtered > 0 {
         let all = finished.spans + finished.filtered;
-        eprintln!("filter: {} of {all} spans were asked for", finished.spans);
+        tell!("filter: {} of {all} spans were asked for", finished.spans);
     }
     if finished.unprinted > 0 {
-        eprintln!("output: {} spans were not printed, since nobody read in time", finished.unprinted);
+        tell!("output: {} spans were not printed, since nobody read in time", finished.unprinted);
     }
-    eprintln!("{}", finished.pipeline.ledger());
+    tell!("{}", finished.pipeline.ledger());
 }
 
 fn exit(finished: &Finished, ended: Ended, strict: bool) -> Exit {
     if let Some(status) = ended
         && !status.success()
     {
-        eprintln!("the traced command failed: {status}");
+        tell!("the traced command failed: {status}");
         return Exit::CommandFailed;
     }
     if !finished.recorded {
         return Exit::CannotCapture;
     }
     let ledger = finished.pipeline.ledger();
-    if strict && (ledger.has_losses() || ledger.difference() != 0 || finished.unprinted > 0) {
-        eprintln!("the capture has losses (see the ledger)");
+    let unsent = finished.sent.as_ref().map_or(0, |(_, sent)| sent.lost());
+    if strict && (ledger.has_losses() || ledger.difference() != 0 || finished.unprinted > 0 || unsent > 0) {
+        tell!("something was lost (see the lines above)");
         return Exit::CannotCapture;
     }
     Exit::Fine
 }
 
 #[allow(clippy::disallowed_methods, reason = "how long a capture takes is the caller's wish, not the core's")]
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }

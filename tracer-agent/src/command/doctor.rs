@@ -32,13 +32,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     if report.can_capture {
         return Ok(Exit::Fine);
     }
-    let fatal: Vec<&str> = report
-        .checks
-        .iter()
-        .filter(|check| check.level == Level::Fatal)
-        .map(|check| check.name.as_str())
-        .collect();
-    Err(Failure::new(Exit::CannotCapture, anyhow!("nothing can be captured here: {}", fatal.join(", "))))
+    // The first explains most of the others.
+    let fatal = report.checks.iter().find(|check| check.level == Level::Fatal);
+    let cause = fatal.map_or(String::new(), |check| format!(": {}: {}", check.name, check.found));
+    Err(Failure::new(Exit::CannotCapture, anyhow!("nothing can be captured here{cause}")))
 }
 
 fn show(report: &Report) {

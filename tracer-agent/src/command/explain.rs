@@ -1,6 +1,7 @@
 //! `tracer explain`: what is seen of a process, what not, why, and what to do.
 
 use std::{collections::BTreeMap, time::Duration};
+use tracer_agent::tell;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -90,6 +91,9 @@ struct Finding {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    if arguments.time.is_zero() {
+        return Err(Failure::new(Exit::Usage, anyhow!("--for 0s leaves no time to look")));
+    }
     capture::check_process(arguments.pid)?;
     capture::check_place()?;
     let selection = Selection::new(&[arguments.pid], &[], &[], &[], &[], false).or_exit(Exit::Usage)?;
@@ -130,10 +134,14 @@ async fn look(
     };
     let mut session = Session::start(probes, selection, Limits::default(), outputs)?;
     session.scan()?;
-    eprintln!("looking at {} ({}) for {:?}", process.pid, plain(&process.command), arguments.time);
+    tell!("looking at {} ({}) for {:?}", process.pid, plain(&process.command), arguments.time);
+    let began = capture::now();
     capture::watch(&mut session, &mut signals, &mut None, Some(arguments.time)).await?;
+    let time = began.elapsed();
     // What was opened meanwhile counts too.
-    let process = inspect::inspect(process.pid).unwrap_or(process);
+    let now = inspect::inspect(process.pid);
+    let ended = now.is_none();
+    let process = now.unwrap_or(process);
     let finished = session.finish(FLUSH)?;
     let ledger = finished.pipeline.ledger();
     let buckets = ledger.buckets();
@@ -143,9 +151,9 @@ async fn look(
         .map(|bucket| (bucket.name(), buckets.get(bucket)))
         .collect();
     Ok(Explanation {
-        findings: findings(&process, ledger, capture, arguments.time),
+        findings: findings(&Looked { process: &process, ledger, capture, time, ended }),
         process,
-        seconds: arguments.time.as_secs_f64(),
+        seconds: time.as_secs_f64(),
         capture: capture.name(),
         connections: connections(ledger),
         moved: ledger.moved(),
@@ -176,178 +184,260 @@ fn what(outcome: Outcome) -> String {
         Outcome::Unread(Bucket::Encrypted, _) => "encrypted (TLS)".to_owned(),
         Outcome::Unread(bucket, None) => bucket.name().to_owned(),
         Outcome::Unread(bucket, Some(clue)) => format!("{}: {clue}", bucket.name()),
+        Outcome::Left(protocol, bucket, why) => format!("{protocol}, then {}: {why}", bucket.name()),
         Outcome::Undecided => "undecided: no content that could be read".to_owned(),
     }
 }
 
-fn findings(process: &Inspected, ledger: &Ledger, capture: Capture, time: Duration) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let mut find = |what: String, why: String, to_do: &str| {
-        findings.push(Finding { what, why, to_do: to_do.to_owned() });
-    };
-    let buckets = ledger.buckets();
-    let bytes = |bucket: Bucket| buckets.get(bucket);
-    let moved = ledger.moved();
-    let count = |is: &dyn Fn(Outcome, bool) -> bool| -> u64 {
-        let all = ledger.verdicts.iter();
+/// What is not seen, in the order in which it matters.
+fn findings(looked: &Looked<'_>) -> Vec<Finding> {
+    let mut findings = Findings::default();
+    looked.whether_anything_moved(&mut findings);
+    looked.what_is_not_read(&mut findings);
+    looked.what_broke_off(&mut findings);
+    looked.what_was_not_copied(&mut findings);
+    looked.what_is_elsewhere(&mut findings);
+    looked.what_was_lost(&mut findings);
+    let read = looked.bytes(Bucket::Parsed) + looked.bytes(Bucket::Body);
+    let moved = looked.ledger.moved();
+    if findings.0.is_empty() && read < moved {
+        findings.add(
+            format!("{} belong to no whole message", size(moved - read)),
+            "they are at the start or the end of what was seen".to_owned(),
+            "nothing",
+        );
+    }
+    findings.0
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, what: String, why: String, to_do: &str) {
+        self.0.push(Finding { what, why, to_do: to_do.to_owned() });
+    }
+}
+
+/// What there is to judge by.
+struct Looked<'a> {
+    process: &'a Inspected,
+    ledger: &'a Ledger,
+    capture: Capture,
+    time: Duration,
+    ended: bool,
+}
+
+impl Looked<'_> {
+    fn bytes(&self, bucket: Bucket) -> u64 {
+        self.ledger.buckets().get(bucket)
+    }
+
+    fn omitted(&self, reason: u8) -> u64 {
+        self.ledger.omitted[usize::from(reason)]
+    }
+
+    fn count(&self, is: impl Fn(Outcome, bool) -> bool) -> u64 {
+        let all = self.ledger.verdicts.iter();
         all.filter(|(verdict, _)| is(verdict.outcome, verdict.joined)).map(|(_, count)| count).sum()
-    };
-    let open: usize = process.connections.values().sum();
-    if moved == 0 && ledger.connections == 0 {
+    }
+
+    fn whether_anything_moved(&self, findings: &mut Findings) {
+        let (process, time) = (self.process, self.time);
+        if self.ended {
+            let what = format!("it ended after {time:.1?}");
+            return findings.add(what, "the process is gone".to_owned(), "nothing");
+        }
+        if self.ledger.moved() > 0 || self.ledger.connections > 0 {
+            return;
+        }
+        let open: usize = process.connections.values().sum();
         let (why, to_do) = if process.hidden {
-            ("nothing moved, and what it has open cannot be listed".to_owned(), "run it as root")
-        } else if open > 0 || process.unix_sockets > 0 {
+            (
+                "what it has open cannot be listed".to_owned(),
+                "run it as root, with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+            )
+        } else if process.io_urings > 0 && self.capture.lacks().is_some() {
+            let why = format!("it uses io_uring, and what that moves is not seen by {}", self.capture);
+            (why, "Linux 6.3 or later counts it")
+        } else if open > 0 || (process.unix_sockets > 0 && process.listening.is_empty()) {
             let each = process.connections.iter().map(|(port, count)| format!("{count} at port {port}"));
             let ports: Vec<String> = each.collect();
             let held = if ports.is_empty() { String::new() } else { format!(" ({})", ports.join(", ")) };
-            (
-                format!(
-                    "it holds {open} TCP connections{held} and {} Unix sockets that were open before, and \
-                     nothing moved on them in {time:?}",
-                    process.unix_sockets
-                ),
-                "send it a request, or look for longer (--for 1m): a connection that is open is followed from its \
-                 next message on",
-            )
+            let why = format!(
+                "it holds {open} TCP connections{held} and {} Unix sockets that were open before, and nothing \
+                 moved on them",
+                process.unix_sockets
+            );
+            let to_do = "send it a request, or look for longer (--for 1m): a connection that is open is followed \
+                         from its next message on";
+            (why, to_do)
         } else if !process.listening.is_empty() {
-            ("it listens, and nobody came".to_owned(), "send it a request meanwhile")
+            let why = "it listens, and nobody came; where several processes listen together another one may have \
+                       taken the connections";
+            let to_do = "send it a request meanwhile, or explain the process that started it: its children are \
+                         looked at with it";
+            (why.to_owned(), to_do)
+        } else if process.udp_sockets > 0 {
+            ("it has UDP sockets alone, and UDP is not followed".to_owned(), "nothing so far")
         } else {
-            (
-                "it has no sockets".to_owned(),
-                "see whether another process of the service does the talking (tracer list --port N)",
-            )
+            let to_do = "see whether another process of the service does the talking (tracer list --port N)";
+            ("it has no sockets".to_owned(), to_do)
         };
-        find(format!("nothing moved in {time:?}"), why, to_do);
+        findings.add(format!("nothing moved in {time:.1?}"), why, to_do);
     }
-    let encrypted = count(&|outcome, _| matches!(outcome, Outcome::Unread(Bucket::Encrypted, _)));
-    let tls: Vec<String> = process
-        .libraries
-        .iter()
-        .filter(|library| library.meaning == Meaning::Tls)
-        .map(|library| format!("{} ({}): {}", library.name, library.file, library.note))
-        .collect();
-    if bytes(Bucket::Encrypted) > 0 || encrypted > 0 {
-        let by = if tls.is_empty() {
-            "the library that does it is part of the program, or not known".to_owned()
-        } else {
-            tls.join("; ")
-        };
-        find(
-            format!("{encrypted} connections with {} are encrypted (TLS)", size(bytes(Bucket::Encrypted))),
-            by,
-            "trace the side behind the TLS end (a proxy's backend), until hooks on TLS libraries are there",
-        );
-    }
-    let mut unknown: BTreeMap<Option<&str>, u64> = BTreeMap::new();
-    for (verdict, count) in &ledger.verdicts {
-        if let Outcome::Unread(Bucket::Unknown, clue) = verdict.outcome {
-            *unknown.entry(clue).or_default() += count;
+
+    fn what_is_not_read(&self, findings: &mut Findings) {
+        let encrypted = self.count(|outcome, _| matches!(outcome, Outcome::Unread(Bucket::Encrypted, _)));
+        if self.bytes(Bucket::Encrypted) > 0 || encrypted > 0 {
+            let libraries = self.process.libraries.iter();
+            let tls = libraries.filter(|library| library.meaning == Meaning::Tls);
+            let by: Vec<String> =
+                tls.map(|library| format!("{} ({}): {}", library.name, library.file, library.note)).collect();
+            let what = format!(
+                "{} with {} are encrypted (TLS)",
+                connections_of(encrypted),
+                size(self.bytes(Bucket::Encrypted))
+            );
+            let why = match by.is_empty() {
+                true => "the library that does it is part of the program, or not known".to_owned(),
+                false => by.join("; "),
+            };
+            let to_do = "trace the side behind the TLS end (a proxy's backend), until hooks on TLS libraries are there";
+            findings.add(what, why, to_do);
+        }
+        let mut unknown: BTreeMap<Option<&str>, u64> = BTreeMap::new();
+        for (verdict, count) in &self.ledger.verdicts {
+            if let Outcome::Unread(Bucket::Unknown, clue) = verdict.outcome {
+                *unknown.entry(clue).or_default() += count;
+            }
+        }
+        for (clue, count) in unknown {
+            let (what, why) = match clue {
+                Some(clue) => (format!("speak {clue}"), format!("{clue} is recognised and not read")),
+                None => (
+                    "carry something that is not known".to_owned(),
+                    "what was seen of them begins no message of a protocol that is read: another protocol, or \
+                     the middle of a message"
+                        .to_owned(),
+                ),
+            };
+            let what = format!("{} {what}", connections_of(count));
+            findings.add(what, why, "nothing: its bytes are counted (`protocol unknown`) and not copied");
         }
     }
-    for (clue, count) in unknown {
-        let (what, why) = match clue {
-            Some(clue) => {
-                (format!("{count} connections speak {clue}"), format!("{clue} is recognised and not read"))
-            }
-            None => (
-                format!("{count} connections speak a protocol that is not known"),
-                "their first bytes are of none of the protocols that are read".to_owned(),
-            ),
-        };
-        find(what, why, "nothing: its bytes are counted (`protocol unknown`) and not copied");
+
+    fn what_broke_off(&self, findings: &mut Findings) {
+        let mut left: BTreeMap<(&str, Bucket, &str), u64> = BTreeMap::new();
+        for (verdict, count) in &self.ledger.verdicts {
+            let key = match verdict.outcome {
+                Outcome::Left(protocol, bucket, why) => (protocol, bucket, why),
+                Outcome::Unread(bucket @ Bucket::OverLimit, _) => ("nothing", bucket, bucket.name()),
+                _ => continue,
+            };
+            *left.entry(key).or_default() += count;
+        }
+        for ((protocol, bucket, why), count) in left {
+            let to_do = match bucket {
+                Bucket::OverLimit => "more memory (trace --memory)",
+                Bucket::Unknown => "nothing: what comes after is another protocol, counted and not read",
+                _ => "keep a capture of it (tracer record) and send it to us",
+            };
+            let what = format!("{} were followed as {protocol} up to a point", connections_of(count));
+            findings.add(what, why.to_owned(), to_do);
+        }
     }
-    for (verdict, count) in &ledger.verdicts {
-        if let Outcome::Unread(bucket @ (Bucket::Unparsed | Bucket::OverLimit), clue) = verdict.outcome {
-            find(
-                format!("{count} connections could not be followed to their end"),
-                clue.unwrap_or(bucket.name()).to_owned(),
-                if bucket == Bucket::OverLimit {
-                    "more memory (trace --memory)"
-                } else {
-                    "send us a capture (tracer record)"
-                },
+
+    fn what_was_not_copied(&self, findings: &mut Findings) {
+        let by_ring = self.omitted(omitted::IO_URING);
+        let without = "switch io_uring off in the service, if it can do without";
+        if by_ring > 0 {
+            let why = "io_uring moves bytes without a call whose buffers could be read: they are counted";
+            findings.add(format!("{} moved by io_uring", size(by_ring)), why.to_owned(), without);
+        } else if self.process.io_urings > 0 {
+            let why = match self.capture.lacks() {
+                Some(_) => {
+                    format!("the way that bytes are seen here ({}) does not see what it moves", self.capture)
+                }
+                None => "nothing moved by it while this looked".to_owned(),
+            };
+            findings.add(format!("it uses io_uring ({} of its files)", self.process.io_urings), why, without);
+        }
+        for reason in 0..omitted::COUNT as u8 {
+            let bytes = self.omitted(reason);
+            if bytes == 0 || matches!(reason, omitted::QUIET | omitted::IO_URING | omitted::NOTHING) {
+                continue;
+            }
+            let to_do = match reason {
+                omitted::CROWDED => "a larger ring (trace --ring 64MiB)",
+                omitted::TASK_32_BIT => "nothing: programs for 32 bits are counted and not read",
+                _ => "nothing: what is left out is content, where heads are not in it",
+            };
+            let what = format!("{} were told by their number alone", size(bytes));
+            findings.add(what, format!("moved {}", omitted::name(reason)), to_do);
+        }
+        if self.process.is_32_bit && self.omitted(omitted::TASK_32_BIT) == 0 {
+            let why = "calls of such programs are counted and not read".to_owned();
+            findings.add("its program is for 32 bits".to_owned(), why, "nothing so far");
+        }
+        let undecided = self.count(|outcome, _| outcome == Outcome::Undecided);
+        if undecided > 0 && by_ring == 0 {
+            let what = format!("{} moved nothing that could be read", connections_of(undecided));
+            findings.add(
+                what,
+                "their bytes were told by their number alone, or lost".to_owned(),
+                "see the others",
             );
         }
     }
-    let ring_bytes = ledger.omitted[usize::from(omitted::IO_URING)];
-    if ring_bytes > 0 {
-        find(
-            format!("{} moved by io_uring", size(ring_bytes)),
-            "io_uring moves bytes without a call whose buffers could be read: they are counted".to_owned(),
-            "switch io_uring off in the service, if it can do without",
-        );
-    } else if process.io_urings > 0 {
-        let why = match capture.lacks() {
-            Some(_) => {
-                format!("the way that bytes are seen here ({capture}) does not see what io_uring moves")
-            }
-            None => "nothing moved by it while this looked".to_owned(),
-        };
-        find(
-            format!("it holds {} rings of io_uring", process.io_urings),
-            why,
-            "switch io_uring off in the service, if it can do without",
-        );
-    }
-    for (reason, bytes) in ledger.omitted.iter().enumerate() {
-        let reason = reason as u8;
-        let expected = matches!(reason, omitted::QUIET | omitted::IO_URING | omitted::NOTHING);
-        if *bytes > 0 && !expected {
-            find(
-                format!("{} were told by their number alone", size(*bytes)),
-                format!("moved {}", omitted::name(reason)),
-                match reason {
-                    omitted::CROWDED => "a larger ring (trace --ring 64MiB)",
-                    omitted::TASK_32_BIT => "nothing: programs for 32 bits are counted and not read",
-                    _ => "nothing: what is left out is content, where heads are not in it",
-                },
+
+    fn what_is_elsewhere(&self, findings: &mut Findings) {
+        let joined = self.count(|_, joined| joined);
+        if joined > 0 {
+            let what =
+                format!("{} were open before, or their beginning was not seen", connections_of(joined));
+            let why = "they are followed from the first message that was seen whole: a request that was under way \
+                       has no span";
+            findings.add(what, why.to_owned(), "nothing: what comes next on them is seen");
+        }
+        let others = self.bytes(Bucket::OtherSockets);
+        if others > 0 {
+            findings.add(
+                format!("{} on sockets that are neither TCP nor Unix streams", size(others)),
+                "UDP (DNS, QUIC with HTTP/3) and MPTCP are not followed".to_owned(),
+                "nothing so far",
             );
         }
     }
-    if process.is_32_bit && ledger.omitted[usize::from(omitted::TASK_32_BIT)] == 0 {
-        find(
-            "its program is for 32 bits".to_owned(),
-            "calls of such programs are counted and not read".to_owned(),
-            "nothing so far",
-        );
+
+    fn what_was_lost(&self, findings: &mut Findings) {
+        if self.ledger.lost_records() > 0 {
+            findings.add(
+                format!("{} records were lost", self.ledger.lost_records()),
+                "the ring between kernel and tracer was full".to_owned(),
+                "a larger ring (trace --ring 64MiB)",
+            );
+        }
+        if self.ledger.holes > 0 {
+            findings.add(
+                format!("{} are missing in the streams", size(self.ledger.holes)),
+                "lost in the ring, or moved in a way that is not seen (splice from a socket, io_uring)"
+                    .to_owned(),
+                "a larger ring (trace --ring 64MiB), if records were lost",
+            );
+        }
+        if self.ledger.evicted > 0 {
+            findings.add(
+                format!("{} had to go", connections_of(self.ledger.evicted)),
+                "the memory for connections was used up".to_owned(),
+                "more of it (trace --memory 512MiB)",
+            );
+        }
     }
-    let joined = count(&|_, joined| joined);
-    if joined > 0 {
-        find(
-            format!("{joined} connections were open before"),
-            "they are followed from the first message that was seen whole: a request that was under way has no \
-             span"
-                .to_owned(),
-            "nothing: what comes next on them is seen",
-        );
-    }
-    let undecided = count(&|outcome, _| outcome == Outcome::Undecided);
-    if undecided > 0 && ring_bytes == 0 {
-        find(
-            format!("{undecided} connections moved nothing that could be read"),
-            "their bytes were told by their number alone, or lost".to_owned(),
-            "see the other findings",
-        );
-    }
-    if bytes(Bucket::OtherSockets) > 0 || process.udp_sockets > 0 {
-        find(
-            format!(
-                "{} on sockets that are neither TCP nor Unix streams; {} UDP sockets",
-                size(bytes(Bucket::OtherSockets)),
-                process.udp_sockets
-            ),
-            "UDP (DNS, QUIC with HTTP/3) and MPTCP are not followed".to_owned(),
-            "nothing so far",
-        );
-    }
-    if ledger.has_losses() {
-        find(
-            format!("{} records were lost", ledger.lost_records()),
-            "the ring between kernel and tracer was full".to_owned(),
-            "a larger ring (trace --ring 64MiB)",
-        );
-    }
-    findings
+}
+
+fn connections_of(count: u64) -> String {
+    format!("{count} connection{}", if count == 1 { "" } else { "s" })
 }
 
 fn show(explanation: &Explanation) {
@@ -362,12 +452,17 @@ fn show(explanation: &Explanation) {
     }
     say(&format!("container   {}", process.container.as_deref().unwrap_or("none")));
     let ports: Vec<String> = process.listening.iter().map(u16::to_string).collect();
-    say(&format!("listens on  {}", if ports.is_empty() { "nothing".to_owned() } else { ports.join(", ") }));
+    let ports = match ports.is_empty() {
+        true if process.hidden => "not to be seen from here".to_owned(),
+        true => "nothing".to_owned(),
+        false => ports.join(", "),
+    };
+    say(&format!("listens on  {ports}"));
     for (index, library) in process.libraries.iter().enumerate() {
         let label = if index == 0 { "libraries" } else { "" };
         say(&format!("{label:<11} {} ({}): {}", library.name, plain(&library.file), library.note));
     }
-    say(&format!("\nin {} s, by {}:", explanation.seconds, explanation.capture));
+    say(&format!("\nin {:.1} s, by {}:", explanation.seconds, explanation.capture));
     for connections in &explanation.connections {
         say(&format!(
             "{:>8} connections  {:<6} {:<4} {}{}",

@@ -58,7 +58,14 @@ impl OtlpArguments {
         let Some(url) = self.url.clone().or_else(|| variable("ENDPOINT").map(|(_, url)| url)) else {
             return Ok(None);
         };
-        let path = |flag: &Option<PathBuf>, name| flag.clone().or_else(|| Some(variable(name)?.1.into()));
+        // Variables are for other programs too, which may send elsewhere.
+        let is_plain = url.starts_with("http://");
+        let path = |flag: &Option<PathBuf>, name| {
+            flag.clone().or_else(|| Some(variable(name).filter(|_| !is_plain)?.1.into()))
+        };
+        let mut headers = variable_headers()?;
+        headers.retain(|(name, _)| !self.headers.iter().any(|(flag, _)| flag.eq_ignore_ascii_case(name)));
+        headers.extend(self.headers.iter().cloned());
         let said = Said {
             url,
             exact,
@@ -70,8 +77,8 @@ impl OtlpArguments {
                     _ => Err("neither grpc nor http/protobuf"),
                 })?,
             },
-            insecure: choice("INSECURE", |text| Ok(text.eq_ignore_ascii_case("true")))?.unwrap_or(false),
-            headers: [variable_headers()?, self.headers.clone()].concat(),
+            insecure: choice("INSECURE", |text| Ok(text.eq_ignore_ascii_case("true")))?,
+            headers,
             compression: match self.compression {
                 Some(compression) => compression,
                 None => choice("COMPRESSION", |text| match text {

@@ -1,6 +1,7 @@
 //! `tracer replay`: a capture file through the same pipeline, without a kernel.
 
 use std::{path::PathBuf, time::Duration};
+use tracer_agent::tell;
 
 use anyhow::Context;
 use clap::Args;
@@ -72,15 +73,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
             outputs.deliver_waiting(span);
         }
     }
+    let mut unsent = 0;
     if let Some(mut sender) = outputs.sender {
         sender.flush_waiting();
         let (url, sent) = sender.finish(FLUSH);
-        eprintln!("otlp: {url}: {sent}");
+        tell!("otlp: {url}: {sent}");
+        unsent = sent.lost();
     }
-    outputs.printer.finish(FLUSH)?;
+    let unprinted = outputs.printer.finish(FLUSH)?;
     capture::tell_summary(outputs.summary.as_ref());
     for open in pipeline.open_exchanges() {
-        eprintln!("{}", text::open(open));
+        tell!("{}", text::open(open));
     }
     if let Some(damage) = damage {
         let error = anyhow::anyhow!("{damage}; what stands before it was replayed");
@@ -90,9 +93,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         let error = anyhow::anyhow!("the capture file has no end: the recording was cut off");
         return Err(Failure::new(Exit::Inconclusive, error));
     }
-    eprintln!("{}", pipeline.ledger());
+    tell!("{}", pipeline.ledger());
     let ledger = pipeline.ledger();
-    if arguments.strict && (ledger.has_losses() || ledger.difference() != 0) {
+    let lost = ledger.has_losses() || ledger.difference() != 0 || unsent > 0 || unprinted > 0;
+    if arguments.strict && lost {
         return Ok(Exit::CannotCapture);
     }
     Ok(Exit::Fine)

@@ -65,7 +65,7 @@ pub fn open(open: &OpenExchange) -> String {
 }
 
 fn whereabouts(kind: Kind, peer: Option<&str>, resource: &crate::enrich::Resource) -> String {
-    let peer = peer.unwrap_or("?");
+    let peer = plain(peer.unwrap_or("?"));
     let process = format!("{}[{}]", plain(&resource.service), resource.process);
     match kind {
         Kind::Server => format!(" {peer} -> {process}"),

@@ -107,6 +107,12 @@ impl Seen {
     }
 }
 
+/// Whether what a process has open can be listed: to see where it leads takes more than to see that it is.
+pub fn shows_files(process: u32) -> bool {
+    let Ok(mut files) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    files.next().is_none_or(|file| file.is_ok_and(|file| fs::read_link(file.path()).is_ok()))
+}
+
 /// The inodes of the sockets that a process holds.
 pub fn sockets(process: u32) -> impl Iterator<Item = u64> {
     inodes(&Path::new("/proc").join(process.to_string())).filter_map(|inode| inode.parse().ok())
@@ -186,6 +192,11 @@ fn parent(process: u32) -> Option<u32> {
 /// Whether a process that runs (and not only a thread) has this number.
 pub fn exists(process: u32) -> bool {
     parent(process).is_some()
+}
+
+/// Whether processes can be looked up at all.
+pub fn has_proc() -> bool {
+    Path::new("/proc/self/stat").exists()
 }
 
 /// Whether this runs among all processes of the machine: the probes know no other numbers.

@@ -78,13 +78,30 @@ impl Check {
 
 pub fn examine() -> Report {
     let mut checks = vec![kernel(), architecture(), btf(), jit(), lockdown()];
+    if !discover::has_proc() {
+        checks.push(Check::fatal(
+            "/proc",
+            "not mounted here",
+            "mount it: processes cannot be told apart without it",
+        ));
+        return Report { can_capture: false, capture: None, checks };
+    }
     checks.extend(capabilities());
-    checks.extend([pid_namespace(), place(), cgroups(), tracefs(), paranoid(), unprivileged()]);
+    checks.extend([
+        user_namespace(),
+        pid_namespace(),
+        place(),
+        cgroups(),
+        tracefs(),
+        paranoid(),
+        unprivileged(),
+    ]);
     checks.extend(maps());
     let (probes, capture) = probes();
     checks.extend(probes);
     let can_capture = capture.is_some() && checks.iter().all(|check| check.level != Level::Fatal);
-    Report { can_capture, capture: capture.map(Capture::name), checks }
+    let capture = capture.filter(|_| can_capture).map(Capture::name);
+    Report { can_capture, capture, checks }
 }
 
 fn read(path: &str) -> Option<String> {
@@ -96,7 +113,12 @@ fn kernel() -> Check {
     let mut numbers = release.split(|char: char| !char.is_ascii_digit()).map_while(|part| part.parse().ok());
     let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     match version {
-        (0..=5, _) => Check::fatal("kernel", format!("Linux {release}"), "Linux 6.1 or later is needed"),
+        (0..=5, _) => Check::lack(
+            "kernel",
+            format!("Linux {release}"),
+            "it is older than any that this was tried on: the probes below tell whether it will do",
+            "Linux 6.1 or later",
+        ),
         (6, 0..=2) => Check::lack(
             "kernel",
             format!("Linux {release}"),
@@ -198,6 +220,17 @@ fn capabilities() -> Vec<Check> {
     checks
 }
 
+fn user_namespace() -> Check {
+    if privileges::is_in_own_user_namespace() {
+        return Check::fatal(
+            "user namespace",
+            "one of its own: its capabilities do not count for probes",
+            "run it outside, as root (rootless containers cannot load probes)",
+        );
+    }
+    Check::good("user namespace", "the machine's")
+}
+
 fn pid_namespace() -> Check {
     if discover::sees_all_processes() {
         return Check::good("pid namespace", "the machine's");
@@ -237,7 +270,7 @@ fn cgroups() -> Check {
             "cgroups",
             if old.is_some() { "v1 alone" } else { "no tree is mounted" },
             "--cgroup does not work",
-            "mount -t cgroup2 none /sys/fs/cgroup/unified",
+            "mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2",
         ),
     }
 }
@@ -283,7 +316,7 @@ fn maps() -> Vec<Check> {
             match is_map_supported(kind) {
                 Ok(true) => Check::good(name, "made"),
                 Ok(false) => Check::fatal(name, "not known to this kernel", "Linux 6.1 or later is needed"),
-                Err(error) => Check::fatal(name, load::reason(error), "see the capabilities above"),
+                Err(error) => Check::fatal(name, load::reason(error), "see what is fatal above"),
             }
         })
         .collect()
@@ -308,12 +341,15 @@ fn probes() -> (Vec<Check>, Option<Capture>) {
                     best = Some((capture, probes));
                 }
             }
-            Err(error) => checks.push(Check::lack(
-                name,
-                format!("{error:#}"),
-                "another way is taken, if there is one",
-                if capture == Capture::SockLength { "Linux 6.3 or later has it" } else { "see above" },
-            )),
+            Err(error) => {
+                let text = format!("{error:#}");
+                let fix = if text.contains("no such tracepoint") {
+                    "Linux 6.3 or later has it"
+                } else {
+                    "see what is fatal above"
+                };
+                checks.push(Check::lack(name, text, "another of the ways is needed", fix));
+            }
         }
     }
     let Some((capture, probes)) = best else {

@@ -3,7 +3,7 @@
 
 use std::{
     ffi::{CString, OsString},
-    fs::File,
+    fs::{self, File},
     io::{Read, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -11,6 +11,7 @@ use std::{
     },
     path::PathBuf,
     process::Command,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -47,6 +48,20 @@ impl Gate {
         let child = helper.arg("--").args(command).spawn().context("the helper process cannot be started")?;
         let process = child.id().ok_or_else(|| anyhow!("the helper process ended at once"))?;
         Ok(Self { child, process, open: File::from(open), _wait: wait })
+    }
+
+    /// Once the helper has opened the gate by its path it needs nothing of this process any more.
+    pub fn wait_until_there(&self, most: Duration) {
+        let Ok(own) = fs::read_link(format!("/proc/self/fd/{}", self._wait.as_raw_fd())) else { return };
+        let until = Instant::now() + most;
+        let folder = format!("/proc/{}/fd", self.process);
+        let is_there = || {
+            let files = fs::read_dir(&folder).into_iter().flatten().flatten();
+            files.filter_map(|file| fs::read_link(file.path()).ok()).any(|target| target == own)
+        };
+        while Instant::now() < until && !is_there() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub fn open(&mut self) -> Result<()> {
@@ -92,7 +107,7 @@ pub fn wait_and_become(gate: PathBuf, user: Option<&str>, command: &[OsString]) 
     match become_command(gate, user, command) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("tracer: {error:#}");
+            tell!("tracer: {error:#}");
             NOT_FOUND
         }
     }
@@ -121,6 +136,6 @@ fn become_command(gate: PathBuf, user: Option<&str>, command: &[OsString]) -> Re
     }
     let Some((program, arguments)) = command.split_first() else { bail!("there is no command") };
     let error = Command::new(program).args(arguments).exec();
-    eprintln!("tracer: `{}` cannot be run: {error}", program.to_string_lossy());
+    tell!("tracer: `{}` cannot be run: {error}", program.to_string_lossy());
     Ok(if error.kind() == std::io::ErrorKind::PermissionDenied { NOT_EXECUTABLE } else { NOT_FOUND })
 }

@@ -100,7 +100,7 @@ pub fn inspect(process: u32) -> Option<Inspected> {
         connections,
         unix_sockets: among("unix", 6),
         udp_sockets: among("udp", 9) + among("udp6", 9),
-        hidden: fs::read_dir(seen.folder.join("fd")).is_err(),
+        hidden: !discover::shows_files(process),
         command: seen.command,
         executable: seen.executable,
         cgroup: seen.cgroup,

@@ -45,6 +45,7 @@ const MEMBERS: &[(&str, &str, &str)] = &[
     ("UNIX_PEER", "unix_sock", "peer"),
     ("UNIX_ADDRESS_LENGTH", "unix_address", "len"),
     ("UNIX_ADDRESS_NAME", "unix_address", "name"),
+    ("TASK_STATUS", "task_struct", "thread_info.status"),
     ("TASK_TGID", "task_struct", "tgid"),
     ("TASK_SIGNAL", "task_struct", "signal"),
     ("TASK_COMM", "task_struct", "comm"),
@@ -70,7 +71,8 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
     let bytes = std::fs::read(Path::new(BTF)).with_context(|| {
         format!("this kernel gives no type information ({BTF}); CONFIG_DEBUG_INFO_BTF is needed")
     })?;
-    let types = Types::parse(&bytes)?;
+    let types = Types::parse(&bytes)
+        .with_context(|| format!("the kernel's type information ({BTF}) cannot be read"))?;
     MEMBERS
         .iter()
         .map(|(global, structure, member)| {

@@ -99,9 +99,16 @@ impl Probes {
                 Err(NoCapture::Other(error)) => return Err(sentence(error)),
             }
         }
-        let told: Vec<String> =
-            reasons.iter().map(|refused| format!("{}: {}", refused.tracepoint, refused.reason)).collect();
-        bail!("bytes cannot be seen on this kernel: {} (`tracer doctor` says more)", told.join("; "))
+        let missing = privileges::missing_to_load();
+        if !missing.is_empty() {
+            return Err(denied(&missing));
+        }
+        let told: Vec<String> = all
+            .iter()
+            .zip(&reasons)
+            .map(|(capture, refused)| format!("{capture}: {}: {}", refused.tracepoint, refused.reason))
+            .collect();
+        bail!("bytes cannot be seen on this kernel: {}", told.join("; "))
     }
 
     fn load_as(
@@ -162,6 +169,13 @@ impl Probes {
             if let Err(reason) = probes.attach(tracepoint, wanted, btf) {
                 probes.refused.push(Refused { tracepoint, reason, without });
             }
+        }
+        let is_refused = |name: &str| probes.refused.iter().any(|refused| refused.tracepoint == name);
+        if capture.knows_by_address() && is_refused("tcp_destroy_sock") && is_refused("inet_sock_set_state") {
+            let reason = "neither the end nor the start of a connection is seen, so that two at the same place \
+                          cannot be told apart";
+            let (tracepoint, reason) = (capture.tracepoints()[0], reason.to_owned());
+            return Err(NoCapture::Refused(Refused { tracepoint, reason, without: "" }));
         }
         Ok((probes, records))
     }
@@ -340,16 +354,30 @@ fn is_denied(error: &std::io::Error) -> bool {
 
 /// What to do about the commonest reason.
 fn sentence(error: anyhow::Error) -> anyhow::Error {
-    let denied = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(is_denied);
-    if denied {
+    let is_denied = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(is_denied);
+    if is_denied {
         let missing = privileges::missing_to_load();
         if missing.is_empty() {
-            return error.context("the kernel does not let probes be loaded (`tracer doctor` says why)");
+            return match privileges::is_in_own_user_namespace() {
+                true => anyhow!(
+                    "this is a user namespace of its own, whose capabilities do not count for probes: run it \
+                     outside, as root"
+                ),
+                false => anyhow!("the kernel does not let probes be loaded: {}", error.root_cause()),
+            };
         }
-        return anyhow!(
-            "probes need root, or the capabilities {}: run it with sudo (`tracer doctor` says more)",
-            missing.join(", ")
-        );
+        return denied(&missing);
+    }
+    if error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.raw_os_error() == Some(24))
+    {
+        return anyhow!("too few files may be open for the probes: raise the limit (ulimit -n 1024)");
     }
     error
+}
+
+fn denied(missing: &[&str]) -> anyhow::Error {
+    anyhow!("probes need root, or {}: run it with sudo (`tracer doctor` says more)", missing.join(" and "))
 }

@@ -243,7 +243,8 @@ impl Folded {
     fn tell(&mut self) -> Option<String> {
         self.since = None;
         let more = std::mem::take(&mut self.more);
-        let times = format!("{} to {}", text::duration(self.least), text::duration(self.most));
+        let (least, most) = (text::duration(self.least), text::duration(self.most));
+        let times = if least == most { least } else { format!("{least} to {most}") };
         (more > 0).then(|| format!("                and {more} more like it, {times}"))
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fs};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::{
     process::{DumpableBehavior, set_dumpable_behavior},
     thread::{
@@ -14,7 +14,7 @@ use rustix::{
 };
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    apply_filter_all_threads,
+    apply_filter_all_threads, sock_filter,
 };
 
 /// A capability by its number (include/uapi/linux/capability.h) and name.
@@ -43,6 +43,13 @@ pub fn missing_to_load() -> Vec<&'static str> {
     [BPF, PERFMON].into_iter().filter(|needed| !has(*needed)).map(|needed| needed.name).collect()
 }
 
+/// Whether capabilities are those of a namespace of users, which the kernel takes for none where probes are
+/// loaded.
+pub fn is_in_own_user_namespace() -> bool {
+    // PROC_USER_INIT_INO (include/linux/proc_ns.h)
+    fs::read_link("/proc/self/ns/user").is_ok_and(|link| link.as_os_str() != "user:[4026531837]")
+}
+
 fn effective() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
@@ -52,11 +59,18 @@ fn effective() -> u64 {
 /// Gives up what is not needed once probes are loaded and files are open, for this thread and those that it
 /// starts. `kills`: there is a command of another user, which may have to be told to end.
 pub fn drop_most(kills: bool) -> Result<()> {
-    // Neither a core file nor another process shows what was captured.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("core files cannot be switched off")?;
-    drop_capabilities(kills).context("capabilities cannot be given up")?;
-    set_no_new_privs(true).context("new privileges cannot be refused")?;
-    refuse_calls().context("system calls cannot be refused")
+    // Each for itself: one that fails takes no other with it. Neither a core file nor another process shows
+    // what was captured.
+    let steps = [
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).context("core files cannot be switched off"),
+        drop_capabilities(kills).context("capabilities cannot be given up"),
+        set_no_new_privs(true).context("new privileges cannot be refused"),
+        refuse_calls().context("system calls cannot be refused"),
+    ];
+    let failed: Vec<String> =
+        steps.into_iter().filter_map(|step| Some(format!("{:#}", step.err()?))).collect();
+    ensure!(failed.is_empty(), "{}", failed.join("; "));
+    Ok(())
 }
 
 fn drop_capabilities(kills: bool) -> Result<()> {
@@ -84,7 +98,9 @@ fn drop_capabilities(kills: bool) -> Result<()> {
 }
 
 /// Calls that nothing here makes after loading, and that whoever took the process over would want.
-const REFUSED: [libc::c_long; 26] = [
+const REFUSED: [libc::c_long; 28] = [
+    libc::SYS_pidfd_getfd,
+    libc::SYS_open_by_handle_at,
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_ptrace,
@@ -113,9 +129,17 @@ const REFUSED: [libc::c_long; 26] = [
     libc::SYS_keyctl,
 ];
 
-/// Commands of bpf(2) that make or find something new (include/uapi/linux/bpf.h): maps, programs,
+/// Commands of bpf(2) that make or find something new (include/uapi/linux/bpf.h): maps, programs, pins,
 /// attachments, type information, and file descriptors for those of others.
-const REFUSED_OF_BPF: [u64; 10] = [0, 5, 8, 13, 14, 17, 18, 19, 28, 30];
+const REFUSED_OF_BPF: [u64; 14] = [0, 5, 6, 7, 8, 13, 14, 17, 18, 19, 28, 29, 30, 33];
+
+/// `BPF_LD | BPF_W | BPF_ABS`, `BPF_JMP | BPF_JGE | BPF_K` and `BPF_RET | BPF_K` (include/uapi/linux/filter.h).
+const LOAD: u16 = 0x20;
+const JUMP_IF_GREATER_OR_EQUAL: u16 = 0x35;
+const RETURN: u16 = 0x06;
+
+/// `__X32_SYSCALL_BIT`
+const X32: u32 = 0x4000_0000;
 
 fn refuse_calls() -> Result<()> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
@@ -127,6 +151,18 @@ fn refuse_calls() -> Result<()> {
     let refused = SeccompAction::Errno(libc::EPERM as u32);
     let filter =
         SeccompFilter::new(rules, SeccompAction::Allow, refused, std::env::consts::ARCH.try_into()?)?;
-    let program: BpfProgram = filter.try_into()?;
+    let mut program: BpfProgram = filter.try_into()?;
+    if cfg!(target_arch = "x86_64") {
+        // Behind the load of the call's number: the same calls by the numbers of x32 are none.
+        let after = program.iter().position(|step| step.code == LOAD && step.k == 0);
+        let at = after.context("the filter loads no number")? + 1;
+        program.splice(
+            at..at,
+            [
+                sock_filter { code: JUMP_IF_GREATER_OR_EQUAL, jt: 0, jf: 1, k: X32 },
+                sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32 },
+            ],
+        );
+    }
     Ok(apply_filter_all_threads(&program)?)
 }

@@ -44,8 +44,8 @@ impl Capture {
         match self {
             Capture::SockLength => None,
             Capture::SysExit | Capture::RawSysExit => Some(
-                "every system call of the machine costs some nanoseconds more, and what io_uring moves is not \
-                 counted but leaves holes",
+                "every system call of the machine costs some nanoseconds more; what io_uring moves is not counted; a \
+                 file number that another thread closes or gives away during a call can hide its bytes",
             ),
         }
     }

@@ -36,6 +36,9 @@ const BATCH_AGE: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(8);
 
+/// The pause when everything has to be over soon.
+const RETRY_LAST: Duration = Duration::from_millis(500);
+
 /// However long a collector asks to be left alone, it is asked again after this.
 const AFTER_MOST: Duration = Duration::from_secs(300);
 
@@ -116,11 +119,14 @@ impl Sender {
             timeout: endpoint.timeout,
             url: endpoint.shown(),
             failing: None,
+            not_before: None,
         };
         let transport = Transport::new(endpoint)?;
         let thread = std::thread::Builder::new()
             .name("send".into())
             .spawn(move || {
+                // Whoever waits for room must not wait for a thread that is gone.
+                let _hope = Hope(post.queue.clone());
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 match runtime {
                     Ok(runtime) => runtime.block_on(async { post.run(transport.open()).await }),
@@ -169,7 +175,8 @@ impl Sender {
     /// As far as a batch has come, when there is time to wait for room.
     pub fn flush_waiting(&mut self) {
         if let Some(batch) = self.take() {
-            self.queue.put_waiting(batch);
+            let dropped = self.queue.put_waiting(batch);
+            self.counts.dropped.fetch_add(dropped, Relaxed);
         }
     }
 
@@ -186,7 +193,6 @@ impl Sender {
         while !self.thread.is_finished() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
-        self.queue.abandon();
         let count = |count: &AtomicU64| count.load(Relaxed);
         let mut sent = Sent {
             sent: count(&self.counts.sent),
@@ -202,6 +208,15 @@ impl Sender {
     }
 }
 
+/// While somebody sends there is hope.
+struct Hope(Arc<Queue>);
+
+impl Drop for Hope {
+    fn drop(&mut self) {
+        self.0.hope(false);
+    }
+}
+
 /// The thread that sends.
 struct Post {
     queue: Arc<Queue>,
@@ -210,6 +225,8 @@ struct Post {
     url: String,
     /// Since when the collector takes nothing.
     failing: Option<Instant>,
+    /// It asked not to be asked before.
+    not_before: Option<Instant>,
 }
 
 impl Post {
@@ -226,6 +243,9 @@ impl Post {
         let give_up = Instant::now() + BATCH_MOST;
         let mut pause = RETRY_FIRST;
         loop {
+            if !self.wait_turn().await {
+                return;
+            }
             let after = match self.ask(route, &content).await {
                 Answer::Taken { rejected, reason } => {
                     let rejected = u64::try_from(rejected).unwrap_or(0).min(spans);
@@ -246,22 +266,35 @@ impl Post {
                     after
                 }
             };
-            let chance = pause.mul_f64(0.5 + 0.5 * chance());
-            let wait = after.map_or(chance, |after| after.min(AFTER_MOST).max(chance));
-            if let Some(until) = self.queue.until() {
-                let left = until.saturating_duration_since(Instant::now());
-                // Asked to wait for longer than there is time: the rest is late.
-                if left.is_zero() || after.is_some_and(|after| after > left) {
-                    return;
-                }
-                tokio::time::sleep(wait.min(left / 4)).await;
-            } else if Instant::now() >= give_up {
+            if Instant::now() >= give_up {
                 self.counts.given_up.fetch_add(spans, Relaxed);
+                self.queue.hope(false);
                 return;
-            } else {
-                self.queue.pause(wait).await;
+            }
+            self.not_before = after.map(|after| Instant::now() + after.min(AFTER_MOST));
+            let chance = pause.mul_f64(0.5 + 0.5 * chance());
+            match self.queue.until() {
+                // There is little time, and a word in it is better than none.
+                Some(_) => tokio::time::sleep(RETRY_LAST).await,
+                None => self.queue.pause(chance).await,
             }
             pause = (pause * 2).min(RETRY_MOST);
+        }
+    }
+
+    /// Waits as long as the collector asked for. False if there is no time for that, or none at all.
+    async fn wait_turn(&mut self) -> bool {
+        loop {
+            let left =
+                self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+            if self.queue.until().is_some_and(|until| Instant::now() + left >= until) {
+                return false;
+            }
+            if left.is_zero() {
+                self.not_before = None;
+                return true;
+            }
+            self.queue.pause(left).await;
         }
     }
 
@@ -288,6 +321,7 @@ impl Post {
     }
 
     fn goes_on(&mut self) {
+        self.queue.hope(true);
         if let Some(since) = self.failing.take() {
             let dropped = self.counts.dropped.load(Relaxed);
             let seconds = since.elapsed().as_secs();

@@ -570,6 +570,6 @@ impl Recording {
 
     fn give_up(&mut self, error: &std::io::Error) {
         self.broken = true;
-        eprintln!("record: the capture file cannot be written any further: {error}");
+        tell!("record: the capture file cannot be written any further: {error}");
     }
 }

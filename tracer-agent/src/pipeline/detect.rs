@@ -25,6 +25,7 @@ impl Tracked {
                     let spoken = Spoken { protocol, requests: *requests };
                     let speaking = Speaking { session, spoken, confirmed: false, answered: false };
                     self.state = State::Speaking(speaking);
+                    self.clue = None;
                     return true;
                 }
                 Detected::Skip(length) => {
@@ -122,8 +123,11 @@ impl Tracked {
         if at_start && self.clue.is_none() {
             self.clue = known::looks_like(bytes);
         }
-        if fresh[0] || (at_start && protocol::is_encrypted(bytes)) {
+        if fresh[0] {
             return Detected::Unknown(unknown(bytes));
+        }
+        if at_start && protocol::is_encrypted_midway(bytes) {
+            return Detected::Unknown(Bucket::Encrypted);
         }
         *seen = 0;
         let record = stream

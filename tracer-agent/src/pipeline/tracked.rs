@@ -344,7 +344,16 @@ impl Tracked {
             return;
         }
         let outcome = match &self.state {
-            State::Speaking(speaking) if speaking.confirmed => stats::Outcome::Read(speaking.spoken.protocol),
+            State::Speaking(speaking) if speaking.confirmed => {
+                let protocol = speaking.spoken.protocol;
+                match self.clue {
+                    Some(clue) => stats::Outcome::Left(protocol, bucket, clue),
+                    None if bucket == Bucket::OverLimit => {
+                        stats::Outcome::Left(protocol, bucket, bucket.name())
+                    }
+                    None => stats::Outcome::Read(protocol),
+                }
+            }
             State::Detecting { .. } if !self.connection.streams.iter().any(Stream::has_bytes) => {
                 stats::Outcome::Undecided
             }

@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn what_is_not_read_has_a_name() {
-        let samples: [(&[u8], Option<&str>); 14] = [
+        let samples: [(&[u8], Option<&str>); 13] = [
             (b"*1\r\n$4\r\nPING\r\n", Some("Redis")),
             (b"+OK\r\n", Some("Redis")),
             (b"*1", None),
@@ -92,7 +92,6 @@ mod tests {
             (b"\x4a\x00\x00\x00\x0a8.0.36\x00", Some("MySQL")),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some("HTTP/2")),
             (b"\x16\x03\x01\x02\x00\x01", Some("TLS")),
-            (b"\x17\x03\x03\x00\x20abc", Some("TLS")),
             (b"SSH-2.0-OpenSSH_9.2\r\n", Some("SSH")),
             (b"set a 0 0 1\r\n", Some("memcached")),
             (b"GET / HTTP/1.1\r\n", None),
@@ -102,5 +101,19 @@ mod tests {
         for (bytes, name) in samples {
             assert_eq!(looks_like(bytes), name, "{:?}", String::from_utf8_lossy(bytes));
         }
+    }
+
+    #[test]
+    fn records_of_tls_are_known_midway_by_what_follows() {
+        use crate::protocol::is_encrypted_midway;
+        let record = [&[23, 3, 3, 0, 32][..], &[7; 32]].concat();
+        let two = [&record[..], &[21, 3, 3, 0, 26]].concat();
+        assert!(
+            is_encrypted_midway(&record) && is_encrypted_midway(&two) && is_encrypted_midway(&record[..5])
+        );
+        assert!(
+            !is_encrypted_midway(&record[..20]) && !is_encrypted_midway(&[&record[..], &[9; 30]].concat())
+        );
+        assert!(!is_encrypted_midway(b"\x16\x03\x01") && !is_encrypted_midway(&[22, 3, 1, 0, 1, 1]));
     }
 }

@@ -18,6 +18,8 @@ pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of spans that may wait.
 pub const QUEUE: usize = 16 << 20;
 
+const QUEUE_MIN: usize = 64 << 10;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Protocol {
     Grpc,
@@ -40,7 +42,7 @@ pub struct Said {
     pub exact: bool,
     pub protocol: Option<Protocol>,
     /// Without TLS, where the URL does not say.
-    pub insecure: bool,
+    pub insecure: Option<bool>,
     pub headers: Vec<(String, String)>,
     pub compression: Compression,
     pub timeout: Option<Duration>,
@@ -74,10 +76,13 @@ pub(super) struct Tls {
 impl Endpoint {
     /// Without a protocol the port tells, as far as it is one of the two that OTLP has.
     pub fn new(said: &Said) -> Result<Self> {
-        let text = if said.url.contains("://") {
-            said.url.clone()
-        } else {
-            format!("{}://{}", if said.insecure { "http" } else { "https" }, said.url)
+        let text = match said.insecure {
+            _ if said.url.contains("://") => said.url.clone(),
+            Some(true) => format!("http://{}", said.url),
+            Some(false) => format!("https://{}", said.url),
+            None => {
+                bail!("`{}` does not say whether it speaks TLS: begin it with http:// or https://", said.url)
+            }
         };
         let mut url = Url::parse(&text).map_err(|error| anyhow!("`{}` is not a URL: {error}", said.url))?;
         ensure!(
@@ -99,15 +104,18 @@ impl Endpoint {
         }
         let tls = if url.scheme() == "https" {
             Some(Tls::new(said)?)
-        } else if said.certificate.is_some() || said.client_certificate.is_some() {
+        } else if said.certificate.is_some() || said.client_certificate.is_some() || said.client_key.is_some()
+        {
             bail!("certificates are for https://, and `{}` is not", said.url);
         } else {
             None
         };
         for (name, value) in &said.headers {
             let fine = http_name(name) && value.bytes().all(|byte| (32..127).contains(&byte));
-            ensure!(fine, "`{name}` with its value is no header");
+            ensure!(fine, "`{name}` is no name of a header, or its value is no text");
         }
+        let queue = said.queue.unwrap_or(QUEUE);
+        ensure!(queue >= QUEUE_MIN, "--otlp-queue takes {} KiB or more", QUEUE_MIN >> 10);
         let timeout = said.timeout.unwrap_or(TIMEOUT);
         ensure!(!timeout.is_zero(), "a timeout of 0 lets nothing be sent");
         Ok(Self {
@@ -116,7 +124,7 @@ impl Endpoint {
             headers: said.headers.clone(),
             compression: said.compression,
             timeout,
-            queue: said.queue.unwrap_or(QUEUE),
+            queue,
             tls,
         })
     }
@@ -203,7 +211,7 @@ mod tests {
         assert_eq!(url("http://a:4317"), ("http://a:4317".to_owned(), Protocol::Grpc));
         let exact = endpoint("http://a/own?x=1", |said| said.exact = true).unwrap();
         assert_eq!(exact, ("http://a/own?x=1".to_owned(), Protocol::Http));
-        let insecure = endpoint("a:4317", |said| said.insecure = true).unwrap();
+        let insecure = endpoint("a:4317", |said| said.insecure = Some(true)).unwrap();
         assert_eq!(insecure, ("http://a:4317".to_owned(), Protocol::Grpc));
     }
 
@@ -212,6 +220,8 @@ mod tests {
         let why = |url: &str, change: fn(&mut Said)| format!("{:#}", endpoint(url, change).unwrap_err());
         assert!(why("ftp://a", |_| ()).contains("is not a URL of the form"));
         assert!(why("http://", |_| ()).contains("is not a URL"));
+        assert!(why("a:4317", |_| ()).contains("begin it with"));
+        assert!(why("http://a", |said| said.queue = Some(1)).contains("64 KiB or more"));
         assert!(why("http://me:secret@a", |_| ()).contains("--otlp-header"));
         assert!(!why("http://me:secret@a", |_| ()).contains("secret"));
         let header = |said: &mut Said| said.headers.push(("a b".into(), "c".into()));

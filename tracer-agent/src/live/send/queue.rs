@@ -28,10 +28,10 @@ pub(super) struct Queue {
 struct State {
     batches: VecDeque<Encoded>,
     bytes: usize,
-    spans: u64,
     /// Nothing more comes, and by then everything has to be over.
     until: Option<Instant>,
-    gone: bool,
+    /// Nobody takes anything.
+    hopeless: bool,
 }
 
 impl Queue {
@@ -44,8 +44,9 @@ impl Queue {
         let mut state = self.state();
         let mut dropped = 0;
         state.put(batch);
-        // One that is larger than all the room goes alone.
+        // The newest stays, however large it is.
         while state.bytes > self.most
+            && state.batches.len() > 1
             && let Some(oldest) = state.take()
         {
             dropped += oldest.spans as u64;
@@ -55,15 +56,20 @@ impl Queue {
         dropped
     }
 
-    /// As [`Self::put`], but waits for room.
-    pub(super) fn put_waiting(&self, batch: Encoded) {
+    /// As [`Self::put`], but waits for room while there is hope.
+    pub(super) fn put_waiting(&self, batch: Encoded) -> u64 {
         let mut state = self.state();
-        while state.bytes > 0 && state.bytes + batch.bytes.len() > self.most && !state.gone {
+        while state.bytes > 0 && state.bytes + batch.bytes.len() > self.most && !state.hopeless {
             state = self.room.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
-        state.put(batch);
         drop(state);
-        self.news.notify_one();
+        self.put(batch)
+    }
+
+    /// Whether it makes sense to wait for room.
+    pub(super) fn hope(&self, hope: bool) {
+        self.state().hopeless = !hope;
+        self.room.notify_all();
     }
 
     /// What waited for longest, put together to one request; none when all is sent and nothing more comes.
@@ -84,8 +90,12 @@ impl Queue {
         }
     }
 
-    /// Waits, but not beyond the end: if that is told meanwhile, there is no time to wait.
+    /// Waits; if the end is told meanwhile there may be no time for it, so it ends then. After that there is
+    /// nothing to wait for but time.
     pub(super) async fn pause(&self, time: Duration) {
+        if self.until().is_some() {
+            return tokio::time::sleep(time).await;
+        }
         let over = async {
             while self.until().is_none() {
                 self.news.notified().await;
@@ -105,14 +115,6 @@ impl Queue {
         self.state().until
     }
 
-    /// Nobody takes anything any more. Returns how many spans were left.
-    pub(super) fn abandon(&self) -> u64 {
-        let mut state = self.state();
-        state.gone = true;
-        self.room.notify_all();
-        state.spans
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         // Each change is whole before anything can fail.
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -122,14 +124,12 @@ impl Queue {
 impl State {
     fn put(&mut self, batch: Encoded) {
         self.bytes += batch.bytes.len();
-        self.spans += batch.spans as u64;
         self.batches.push_back(batch);
     }
 
     fn take(&mut self) -> Option<Encoded> {
         let batch = self.batches.pop_front()?;
         self.bytes -= batch.bytes.len();
-        self.spans -= batch.spans as u64;
         Some(batch)
     }
 
@@ -164,9 +164,9 @@ mod tests {
         let queue = Queue::new(100);
         assert_eq!((queue.put(batch(1, 60)), queue.put(batch(2, 40))), (0, 0));
         assert_eq!(queue.put(batch(4, 30)), 1);
-        // One that never fits goes itself, and all before it.
-        assert_eq!(queue.put(batch(8, 101)), 2 + 4 + 8);
-        assert_eq!(queue.abandon(), 0);
+        // One that never fits has it for itself.
+        assert_eq!(queue.put(batch(8, 101)), 2 + 4);
+        assert_eq!(queue.put(batch(16, 1)), 8);
     }
 
     #[test]

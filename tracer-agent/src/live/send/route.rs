@@ -36,6 +36,9 @@ const GRPC_METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/
 /// An answer is short.
 const ANSWER_MAX: usize = 64 << 10;
 
+/// How often a silent connection with a request under way is asked whether it lives, and for how long.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
+
 /// A connection that nobody needs is closed.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -92,7 +95,10 @@ impl Transport {
                 let mut transport = tonic::transport::Endpoint::from_shared(endpoint.url.to_string())
                     .and_then(|transport| transport.user_agent(USER_AGENT))
                     .map_err(wrong)?
-                    .connect_timeout(endpoint.timeout);
+                    .connect_timeout(endpoint.timeout)
+                    // A connection that is dead without a word would be used for many requests.
+                    .http2_keep_alive_interval(KEEP_ALIVE)
+                    .keep_alive_timeout(KEEP_ALIVE);
                 if let Some(tls) = &endpoint.tls {
                     let mut config = ClientTlsConfig::new().trust_anchors(tls.roots.roots.clone());
                     if let Some((certificates, key)) = &tls.identity {
@@ -218,14 +224,8 @@ impl Route {
                 };
                 let (parts, body) = response.into_parts();
                 if parts.status.is_success() {
-                    return match Limited::new(body, ANSWER_MAX).collect().await {
-                        Ok(body) => match ExportTraceServiceResponse::decode(body.to_bytes()) {
-                            Ok(response) => taken(response),
-                            // It said that it took them.
-                            Err(_) => taken(ExportTraceServiceResponse::default()),
-                        },
-                        Err(error) => Answer::again(chain(&*error)),
-                    };
+                    let body = Limited::new(body, ANSWER_MAX).collect().await.map(|body| body.to_bytes());
+                    return answered(&parts, body.ok());
                 }
                 // Only for the connection to be used again: what it says is not needed.
                 let _ = Limited::new(body, ANSWER_MAX).collect().await;
@@ -242,6 +242,24 @@ impl Route {
                 }
             }
         }
+    }
+}
+
+/// What a response with a status of success comes to. One that broke off said that it took them.
+fn answered(parts: &http::response::Parts, body: Option<Bytes>) -> Answer {
+    let body = body.unwrap_or_default();
+    let kind =
+        parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    match kind {
+        _ if body.is_empty() => taken(ExportTraceServiceResponse::default()),
+        "application/x-protobuf" => match ExportTraceServiceResponse::decode(body) {
+            Ok(response) => taken(response),
+            Err(_) => Answer::Refused(format!("status {}, and an answer that is none of OTLP", parts.status)),
+        },
+        // Some answer so to everything.
+        "application/json" | "" => taken(ExportTraceServiceResponse::default()),
+        other => Answer::Refused(format!("status {}, and {other}: this is no OTLP receiver", parts.status)),
     }
 }
 
@@ -273,6 +291,12 @@ fn chain(error: &dyn Error) -> String {
             text = format!("{text}: {more}");
         }
         cause = error.source();
+    }
+    // What the words of the library come to.
+    if text.contains("InvalidContentType") {
+        text.push_str(" (it does not speak TLS: use http://)");
+    } else if text.contains("CaUsedAsEndEntity") {
+        text.push_str(" (its certificate is one of an authority: a server needs one with CA:FALSE)");
     }
     text
 }
