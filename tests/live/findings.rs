@@ -293,3 +293,52 @@ fn the_summary_is_what_the_server_logged() {
     assert_eq!(errors, failed, "{rest}");
     assert!(lines.contains("and 6 more like it"), "{lines}");
 }
+
+/// Nanoseconds of a time as people are shown it.
+fn nanoseconds(text: &str) -> f64 {
+    let at = text.find(|char: char| !(char.is_ascii_digit() || char == '.')).expect("a unit");
+    let (number, unit) = text.split_at(at);
+    let scale = match unit {
+        "ns" => 1.0,
+        "us" => 1e3,
+        "ms" => 1e6,
+        "s" => 1e9,
+        other => panic!("{other} is no unit"),
+    };
+    number.parse::<f64>().expect("a number") * scale
+}
+
+/// The same capture as JSON and as a table: quantiles are near those of all times.
+#[test]
+fn quantiles_of_the_summary_are_those_of_the_spans() {
+    let folder = Folder::new("quantiles");
+    let server = Server::python(&folder);
+    let file = folder.path("run.capture").display().to_string();
+    let process = server.process.id().to_string();
+    let tracer = tracer_tests::process::Tracer::start("record", &["--pid", &process, "--out", &file]);
+    client(&server.address, "64", 2000, 0, "ok");
+    let traced = tracer.finish();
+    assert_eq!(traced.spans.len(), 2000);
+    let replay = run(Command::new(program("tracer")).args(["replay", &file]));
+    let said = String::from_utf8_lossy(&replay.stderr).into_owned();
+    let row = said.lines().skip_while(|line| !line.contains("P95")).nth(1).expect("a row");
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    let mut times: Vec<u64> = traced
+        .spans
+        .iter()
+        .filter(|span| span["attributes"]["http.request.method"] == cells[7])
+        .map(|span| {
+            let time =
+                |key: &str| span[key].as_str().and_then(|time| time.parse::<u64>().ok()).expect("a time");
+            time("endTimeUnixNano") - time("startTimeUnixNano")
+        })
+        .collect();
+    times.sort_unstable();
+    assert_eq!(cells[..2], [times.len().to_string().as_str(), "0"], "{said}");
+    for (cell, quantile) in [(cells[2], 0.5), (cells[3], 0.95), (cells[4], 1.0)] {
+        let exact = times[((times.len() as f64 * quantile).ceil() as usize).max(1) - 1] as f64;
+        let shown = nanoseconds(cell);
+        // A hundredth by the histogram, and as much by the digits that are shown.
+        assert!((shown - exact).abs() <= exact * 0.02, "{quantile}: {cell}, and exactly {exact} ns\n{said}");
+    }
+}

@@ -81,7 +81,7 @@ impl Endpoint {
             Some(true) => format!("http://{}", said.url),
             Some(false) => format!("https://{}", said.url),
             None => {
-                bail!("`{}` does not say whether it speaks TLS: begin it with http:// or https://", said.url)
+                bail!("`{}` is not a URL: begin it with http://, or with https:// for TLS", said.url)
             }
         };
         let mut url = Url::parse(&text).map_err(|error| anyhow!("`{}` is not a URL: {error}", said.url))?;
@@ -220,12 +220,12 @@ mod tests {
         let why = |url: &str, change: fn(&mut Said)| format!("{:#}", endpoint(url, change).unwrap_err());
         assert!(why("ftp://a", |_| ()).contains("is not a URL of the form"));
         assert!(why("http://", |_| ()).contains("is not a URL"));
-        assert!(why("a:4317", |_| ()).contains("begin it with"));
+        assert!(why("a:4317", |_| ()).contains("is not a URL: begin"));
         assert!(why("http://a", |said| said.queue = Some(1)).contains("64 KiB or more"));
         assert!(why("http://me:secret@a", |_| ()).contains("--otlp-header"));
         assert!(!why("http://me:secret@a", |_| ()).contains("secret"));
         let header = |said: &mut Said| said.headers.push(("a b".into(), "c".into()));
-        assert!(why("http://a", header).contains("no header"));
+        assert!(why("http://a", header).contains("no name of a header"));
         let certificate = |said: &mut Said| said.certificate = Some("/dev/null".into());
         assert!(why("http://a", certificate).contains("for https"));
         assert!(why("https://a", certificate).contains("no certificates in PEM"));
