@@ -517,6 +517,7 @@ fn a_command_keeps_its_terminal_its_status_and_its_signals() {
     let output = echo.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"through"[..]));
     fails(&["trace", "--", "sh", "-c", "exit 3"], 5, "exit status: 3");
+    fails(&["trace", "--otlp-queue", "1MiB", "--", "true"], 2, "no receiver is named");
     fails(&["trace", "--", "/nowhere/at-all"], 5, "cannot be run");
     let tracer = Tracer::start("trace", &["--", "sleep", "1000"]);
     let started = tracer.said();

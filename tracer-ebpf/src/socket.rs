@@ -15,7 +15,7 @@ use tracer_common::{
 use crate::{
     emit, identity,
     maps::{CONNECTIONS, QUIET, count},
-    memory::{Object, Typed, Untyped, copy_kernel, read_kernel},
+    memory::{Typed, Untyped, copy_kernel, read_kernel},
     offset, process, select, syscall,
     tcp::{Positions, SOCK_STREAM, Socket, Tcp},
 };

@@ -355,6 +355,9 @@ pub(crate) async fn watch(
                 return Ok(None);
             }
             Turn::Counted | Turn::Unread => {
+                if command.is_some() {
+                    tell!("that was all that was asked for: the command is told to end");
+                }
                 stop(session, command).await?;
                 return Ok(None);
             }

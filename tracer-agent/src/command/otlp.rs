@@ -52,11 +52,26 @@ pub(crate) struct OtlpArguments {
 }
 
 impl OtlpArguments {
+    fn is_any_set(&self) -> bool {
+        let files = [&self.certificate, &self.client_certificate, &self.client_key];
+        self.protocol.is_some()
+            || !self.headers.is_empty()
+            || self.compression.is_some()
+            || self.timeout.is_some()
+            || files.into_iter().any(Option::is_some)
+            || self.queue.is_some()
+    }
+
     /// None if nobody named a receiver.
     pub(crate) fn endpoint(&self) -> Result<Option<Endpoint>, Failure> {
         let exact = self.url.is_none() && traces("ENDPOINT").is_some();
         let Some(url) = self.url.clone().or_else(|| variable("ENDPOINT").map(|(_, url)| url)) else {
-            return Ok(None);
+            return if self.is_any_set() {
+                let error = anyhow!("no receiver is named: --otlp URL says where to, the others how");
+                Err(Failure::new(Exit::Usage, error))
+            } else {
+                Ok(None)
+            };
         };
         // Variables are for other programs too, which may send elsewhere.
         let is_plain = url.starts_with("http://");
