@@ -2,13 +2,14 @@
 //! `doctor` says that it does.
 
 use std::{
+    io::{BufRead, BufReader},
     net::TcpStream,
-    process::{Command, Output, Stdio},
+    process::{Child, ChildStderr, Command, Output, Stdio},
 };
 
 use serde_json::Value;
 use tracer_tests::process::{
-    Folder, Process, Server, capture, client, count, free_port, program, run, wait_for, workload,
+    Folder, Process, Server, Tracer, capture, client, count, free_port, program, run, wait_for, workload,
 };
 
 /// The tracer behind other programs, which take something from it.
@@ -112,7 +113,7 @@ fn a_probe_that_is_refused_costs_what_it_is_for() {
     ];
     for (round, refused) in followers.into_iter().enumerate() {
         let process = server.process.id().to_string();
-        let tracer = tracer_tests::process::Tracer::start("trace", &["--pid", &process, "--refuse", refused]);
+        let tracer = Tracer::start("trace", &["--pid", &process, "--refuse", refused]);
         client(&server.address, "new", 20, round * 20, "ok");
         let traced = tracer.finish();
         let named = traced.errors.lines().filter(|line| line.starts_with(&format!("probe {refused}: ")));
@@ -124,13 +125,24 @@ fn a_probe_that_is_refused_costs_what_it_is_for() {
         // Another way is found, and all of it works.
         let process = server.process.id().to_string();
         let arguments = ["--pid", &process, "--refuse", "sock_recv_length"];
-        let tracer = tracer_tests::process::Tracer::start("trace", &arguments);
+        let tracer = Tracer::start("trace", &arguments);
         client(&server.address, "keep-alive", 20, 1000, "ok");
         let traced = tracer.finish();
         assert!(traced.errors.contains("capture: sys_exit"), "{}", traced.errors);
         assert_eq!(traced.spans.len(), 20);
         traced.assert_complete();
     }
+}
+
+/// Waits for a line on standard error that begins so. Returns what follows.
+fn wait_for_line(child: &mut Child, start: &str) -> BufReader<ChildStderr> {
+    let mut errors = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    while !line.starts_with(start) {
+        line.clear();
+        assert!(errors.read_line(&mut line).expect("a line") > 0, "the tracer ended");
+    }
+    errors
 }
 
 /// Explains a process while something is done to it.
@@ -141,13 +153,7 @@ fn explain(process: u32, time: &str, meanwhile: impl FnOnce()) -> Value {
         command.args(["--capture", &capture]);
     }
     let mut looking = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the tracer");
-    let mut errors = std::io::BufReader::new(looking.stderr.take().expect("a pipe"));
-    let mut line = String::new();
-    while !line.starts_with("looking at ") {
-        line.clear();
-        let read = std::io::BufRead::read_line(&mut errors, &mut line).expect("a line");
-        assert!(read > 0, "the tracer ended");
-    }
+    let _errors = wait_for_line(&mut looking, "looking at ");
     meanwhile();
     let output = looking.wait_with_output().expect("the tracer");
     assert!(output.status.success());
@@ -248,12 +254,7 @@ fn the_summary_is_what_the_server_logged() {
     let mut command = Command::new(program("tracer"));
     command.args(["trace", "--pid", &process, "--output", "text", "--fold"]);
     let mut tracer = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the tracer");
-    let mut errors = std::io::BufReader::new(tracer.stderr.take().expect("a pipe"));
-    let mut line = String::new();
-    while !line.starts_with("tracing ") {
-        line.clear();
-        assert!(std::io::BufRead::read_line(&mut errors, &mut line).expect("a line") > 0, "the tracer ended");
-    }
+    let mut errors = wait_for_line(&mut tracer, "tracing ");
     client(&server.address, "keep-alive", 300, 0, "ok,missing,fail");
     for _ in 0..7 {
         run(Command::new("curl").args([
@@ -315,7 +316,7 @@ fn quantiles_of_the_summary_are_those_of_the_spans() {
     let server = Server::python(&folder);
     let file = folder.path("run.capture").display().to_string();
     let process = server.process.id().to_string();
-    let tracer = tracer_tests::process::Tracer::start("record", &["--pid", &process, "--out", &file]);
+    let tracer = Tracer::start("record", &["--pid", &process, "--out", &file]);
     client(&server.address, "64", 2000, 0, "ok");
     let traced = tracer.finish();
     assert_eq!(traced.spans.len(), 2000);

@@ -66,6 +66,40 @@ pub struct View {
     pub health_check: bool,
 }
 
+#[cfg(test)]
+impl Span {
+    /// For tests of what is made of spans: they change what they are about.
+    pub(crate) fn sample() -> Self {
+        Self {
+            trace: [1; 16],
+            id: [1; 8],
+            parent: None,
+            trace_flags: 1,
+            name: Text::new("GET"),
+            kind: Kind::Server,
+            start: 1_000,
+            end: 1_000,
+            status: Status::Unset,
+            attributes: Vec::new(),
+            events: Vec::new(),
+            resource: Arc::default(),
+            view: View {
+                operation: Text::new("GET"),
+                target: Text::default(),
+                status: None,
+                outcome: Outcome::Complete,
+                request_content: 0,
+                response_content: 0,
+                peer: None,
+                peer_port: None,
+                protocol: "http",
+                stream: None,
+                health_check: false,
+            },
+        }
+    }
+}
+
 /// Makes spans. Ids come from the capture's seed, in the order of the spans.
 pub struct Spans {
     ids: ChaCha8Rng,

@@ -163,36 +163,16 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{enrich::Resource, exchange::Outcome, span::View};
+    use crate::enrich::Resource;
 
     fn span(service: &'static str, target: &str, time: u64, failed: bool) -> Span {
-        Span {
-            trace: [1; 16],
-            id: [1; 8],
-            parent: None,
-            trace_flags: 1,
-            name: Text::new("GET"),
-            kind: Kind::Server,
-            start: 1_000,
-            end: 1_000 + time,
-            status: if failed { Status::Error } else { Status::Unset },
-            attributes: Vec::new(),
-            events: Vec::new(),
-            resource: Arc::new(Resource { service: Text::new(service), ..Resource::default() }),
-            view: View {
-                operation: Text::new("GET"),
-                target: Text::new(target),
-                status: Some(Text::new("200")),
-                outcome: Outcome::Complete,
-                request_content: 0,
-                response_content: 0,
-                peer: None,
-                peer_port: None,
-                protocol: "http",
-                stream: None,
-                health_check: false,
-            },
-        }
+        let mut span = Span::sample();
+        span.end = span.start + time;
+        span.status = if failed { Status::Error } else { Status::Unset };
+        span.resource = Arc::new(Resource { service: Text::new(service), ..Resource::default() });
+        span.view.target = Text::new(target);
+        span.view.status = Some(Text::new("200"));
+        span
     }
 
     #[test]

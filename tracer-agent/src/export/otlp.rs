@@ -236,7 +236,7 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::{exchange::Outcome, protocol::Text, span::View};
+    use crate::protocol::Text;
 
     fn span(id: u8, resource: &Arc<Resource>) -> Span {
         Span {
@@ -262,19 +262,7 @@ mod tests {
                 attributes: [Attribute::number("n", 7i64)].into_iter().collect(),
             }],
             resource: resource.clone(),
-            view: View {
-                operation: Text::default(),
-                target: Text::default(),
-                status: None,
-                outcome: Outcome::Complete,
-                request_content: 0,
-                response_content: 0,
-                peer: None,
-                peer_port: None,
-                protocol: "http",
-                stream: None,
-                health_check: false,
-            },
+            ..Span::sample()
         }
     }
 

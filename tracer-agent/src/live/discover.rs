@@ -194,6 +194,16 @@ pub fn exists(process: u32) -> bool {
     parent(process).is_some()
 }
 
+/// Where a file system of this kind is mounted, the first if there are several.
+pub fn mounted(kind: &str) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, target, found) = (fields.next()?, fields.next()?, fields.next()?);
+        (found == kind).then(|| PathBuf::from(target))
+    })
+}
+
 /// Whether processes can be looked up at all.
 pub fn has_proc() -> bool {
     Path::new("/proc/self/stat").exists()

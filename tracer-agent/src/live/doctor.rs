@@ -255,17 +255,9 @@ fn place() -> Check {
 }
 
 fn cgroups() -> Check {
-    let mounts = read("/proc/self/mounts").unwrap_or_default();
-    let of = |kind: &str| {
-        mounts.lines().find_map(|line| {
-            let mut fields = line.split(' ');
-            let (_, target, found) = (fields.next()?, fields.next()?, fields.next()?);
-            (found == kind).then(|| target.to_owned())
-        })
-    };
-    match (of("cgroup2"), of("cgroup")) {
-        (Some(path), None) => Check::good("cgroups", format!("v2 at {path}")),
-        (Some(path), Some(_)) => Check::good("cgroups", format!("v1 and v2, v2 at {path}")),
+    match (discover::mounted("cgroup2"), discover::mounted("cgroup")) {
+        (Some(path), None) => Check::good("cgroups", format!("v2 at {}", path.display())),
+        (Some(path), Some(_)) => Check::good("cgroups", format!("v1 and v2, v2 at {}", path.display())),
         (None, old) => Check::lack(
             "cgroups",
             if old.is_some() { "v1 alone" } else { "no tree is mounted" },

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Error, Result, anyhow, bail};
+use anyhow::{Error, Result, anyhow, bail};
 use globset::GlobMatcher;
 use tracer_common::config::{File, NAME_SIZE, selected};
 
@@ -334,16 +334,7 @@ impl Cgroup {
 
 /// Where the cgroup v2 tree is mounted.
 fn cgroup_root() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("/proc cannot be read")?;
-    mounts
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ');
-            let (_, target, kind) = (fields.next()?, fields.next()?, fields.next()?);
-            (kind == "cgroup2").then(|| PathBuf::from(target))
-        })
-        .next()
-        .ok_or_else(|| anyhow!("no cgroup v2 tree is mounted: --cgroup needs one"))
+    discover::mounted("cgroup2").ok_or_else(|| anyhow!("no cgroup v2 tree is mounted: --cgroup needs one"))
 }
 
 /// Whether somebody who typed the one may have meant the other.
