@@ -15,6 +15,8 @@ use tracer_tests::process::{
 };
 
 const KINDS: &str = "ok,empty,missing,fail";
+/// A ring for content whose framing stands in the middle of it.
+const ROOMY: [&str; 2] = ["--ring", "64MiB"];
 /// The last with content that ends with the connection.
 const UWSGI_KINDS: &str = "ok,empty,missing,fail,open";
 
@@ -178,9 +180,10 @@ fn haproxy_is_seen_exactly() {
     let truth = server.wait_logged(2000);
     assert_relayed(&tracer.finish(), &truth);
     // Large content, which it may splice.
-    let tracer = Tracer::of(&[proxy.id()], &[]);
-    for kind in ["large", "large-chunked"] {
-        run(Command::new("curl").args(["-s", "-o", "/dev/null", &format!("http://{address}/{kind}/1")]));
+    let tracer = Tracer::of(&[proxy.id()], &ROOMY);
+    for (kind, rate) in [("large", "100G"), ("large-chunked", "100M")] {
+        let url = format!("http://{address}/{kind}/1");
+        run(Command::new("curl").args(["-s", "-o", "/dev/null", "--limit-rate", rate, &url]));
     }
     let truth: BTreeMap<String, usize> =
         server.wait_logged(2002).into_iter().filter(|(line, _)| line.contains("/large")).collect();
@@ -189,12 +192,13 @@ fn haproxy_is_seen_exactly() {
 }
 
 /// Content of a known length as fast as it can be moved. Where the length is found only in the content, all
-/// of it has to be copied: there the speed is that of a network.
+/// of it has to be copied: there the speed is that of a network, and the ring has room for a tracer that is
+/// kept waiting by others (where it has not, such content is partial, and counted).
 #[test]
 fn a_go_server_with_100_megabytes_is_seen_exactly() {
     let folder = Folder::new("go-large");
     let server = Server::go(&folder);
-    let tracer = Tracer::of(&[server.process.id()], &[]);
+    let tracer = Tracer::of(&[server.process.id()], &ROOMY);
     let url = |path: &str| format!("http://{}/{path}", server.address);
     let upload = folder.path("upload");
     fs::File::create(&upload).and_then(|file| file.set_len(100 << 20)).expect("a file");
