@@ -165,7 +165,7 @@ proptest! {
     /// Records that no kernel would write.
     #[test]
     fn any_records_at_all(records in vec((0usize..9, any::<[u64; 4]>(), vec(any::<u8>(), 0..60)), 1..40)) {
-        let mut pipeline = Pipeline::new(Limits { memory: 1 << 20 });
+        let mut pipeline = Pipeline::new(Limits { memory: 1 << 20, ..Limits::default() });
         for (kind, numbers, payload) in records {
             let bytes = record(kind, numbers, &payload);
             if let Ok(record) = Record::parse(&bytes) {
@@ -299,7 +299,7 @@ fn noise(turns: Vec<(bool, Vec<u8>)>, role: u8) -> Dialogue {
 /// A head that never ends, and a body that never comes, in one direction of many connections.
 #[test]
 fn memory_is_bounded() {
-    let limits = Limits { memory: 8 << 20 };
+    let limits = Limits { memory: 8 << 20, ..Limits::default() };
     let mut records = Vec::new();
     for connection in 0..200u64 {
         let mut position = 0;

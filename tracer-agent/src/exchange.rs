@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::{
     connection::stream::Marks,
-    protocol::{Attributes, Event, RequestHead, ResponseHead, Side, What},
+    protocol::{Attributes, Event, RequestHead, ResponseHead, Side, Text, What},
 };
 
 /// Interim responses that one exchange remembers.
@@ -34,8 +34,25 @@ pub struct Exchange {
     /// What the protocol says at the end of the messages.
     pub attributes: Attributes,
     pub outcome: Outcome,
-    /// By side: a gap hides where the message ends.
+    /// By side: a gap hides where the message ends, or a part of it.
     pub cut: [bool; 2],
+    /// The messages within the content, by side, where the protocol has such.
+    pub messages: Option<Box<[Messages; 2]>>,
+    /// The protocol's word for why one side gave it up.
+    pub error: Option<Text>,
+}
+
+/// Messages within the content of one side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Messages {
+    pub count: u64,
+    /// Bytes of all of them.
+    pub size: u64,
+    /// When the first and the last had come to their end.
+    pub first: Option<u64>,
+    pub last: Option<u64>,
+    /// A gap hides how many there were.
+    pub uncounted: bool,
 }
 
 /// How an exchange ended.
@@ -49,6 +66,7 @@ pub enum Outcome {
     Aborted,
     /// The server closed the connection before the end of the response.
     Closed,
+    /// The server broke it off, or the connection.
     Reset,
     /// A gap hides the end.
     Hidden,
@@ -97,10 +115,11 @@ impl Exchanges {
         let side = event.side;
         match event.what {
             What::Request(_) => {}
+            What::Revised(head) => exchange.request = head,
             What::Response(head) => {
                 exchange.response = Some(head);
-                exchange.response_start = Some(first_time);
-                exchange.response_end = Some(last_time);
+                exchange.response_start.get_or_insert(first_time);
+                exchange.reach(side, last_time);
             }
             What::Interim { attributes } if exchange.interim.len() < INTERIM_MAX => {
                 exchange.interim.push((last_time, attributes));
@@ -116,7 +135,20 @@ impl Exchanges {
                 }
                 exchange.reach(side, last_time);
             }
-            What::Trailers => exchange.reach(side, last_time),
+            What::Trailers(more) => {
+                exchange.reach(side, last_time);
+                if let Some(more) = more {
+                    exchange.response.get_or_insert_default().add(more);
+                }
+            }
+            What::Message { size } => {
+                let messages = exchange.messages(side);
+                messages.count += 1;
+                messages.size += size;
+                messages.first.get_or_insert(last_time);
+                messages.last = Some(last_time);
+            }
+            What::Uncounted => exchange.messages(side).uncounted = true,
             What::End { attributes } => {
                 exchange.reach(side, last_time);
                 exchange.attributes.extend(attributes);
@@ -124,6 +156,8 @@ impl Exchanges {
             }
             // Who broke it off is known when the connection has ended.
             What::Reset { attributes } => exchange.attributes.extend(attributes),
+            What::Abandoned { error } => return self.abandon(place, side, error, last_time),
+            What::Hole => exchange.cut[side.index()] = true,
             What::Cut => {
                 exchange.cut[side.index()] = true;
                 progress.ended[side.index()] = true;
@@ -132,12 +166,28 @@ impl Exchanges {
         if progress.ended != [true, true] {
             return None;
         }
-        let (_, progress) = self.open.remove(place)?;
-        self.cost -= progress.cost;
-        let mut exchange = progress.exchange;
+        let mut exchange = self.take(place)?;
         let hidden = exchange.cut[Side::Response.index()];
         exchange.outcome = if hidden { Outcome::Hidden } else { Outcome::Complete };
         Some(exchange)
+    }
+
+    /// One side gave it up at `time`.
+    fn abandon(&mut self, place: usize, side: Side, error: Text, time: u64) -> Option<Box<Exchange>> {
+        let mut exchange = self.take(place)?;
+        exchange.outcome = match side {
+            Side::Request => Outcome::Aborted,
+            Side::Response => Outcome::Reset,
+        };
+        exchange.error = Some(error);
+        exchange.broken = Some(time);
+        Some(exchange)
+    }
+
+    fn take(&mut self, place: usize) -> Option<Box<Exchange>> {
+        let (_, progress) = self.open.remove(place)?;
+        self.cost -= progress.cost;
+        Some(progress.exchange)
     }
 
     /// The connection has ended at `time`, for what is still open with this outcome.
@@ -201,12 +251,18 @@ impl Progress {
                 attributes: Attributes::new(),
                 outcome: Outcome::Open,
                 cut: [false; 2],
+                messages: None,
+                error: None,
             }),
         }
     }
 }
 
 impl Exchange {
+    fn messages(&mut self, side: Side) -> &mut Messages {
+        &mut self.messages.get_or_insert_default()[side.index()]
+    }
+
     fn reach(&mut self, side: Side, time: u64) {
         match side {
             Side::Request => self.request_end = self.request_end.max(time),

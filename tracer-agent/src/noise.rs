@@ -37,6 +37,9 @@ const PATHS: [&str; 13] = [
     "/_health",
 ];
 
+/// The service by which clients of gRPC ask (grpc/grpc `doc/health-checking.md`).
+const SERVICE: &str = "/grpc.health.v1.Health/";
+
 /// Below these everything is one.
 const BELOW: [&str; 4] = ["/healthz/", "/livez/", "/readyz/", "/actuator/health/"];
 
@@ -53,7 +56,7 @@ pub fn of(user_agent: Option<&[u8]>, path: &str, reads: bool) -> Option<Noise> {
         return Some(Noise::HealthCheck("user_agent"));
     }
     let by_path = PATHS.contains(&path) || BELOW.iter().any(|start| path.starts_with(start));
-    (reads && by_path).then_some(Noise::HealthCheck("path"))
+    (reads && by_path || path.starts_with(SERVICE)).then_some(Noise::HealthCheck("path"))
 }
 
 #[cfg(test)]
@@ -67,6 +70,7 @@ mod tests {
         assert_eq!(of(None, "/healthz", true), Some(Noise::HealthCheck("path")));
         assert_eq!(of(None, "/readyz/etcd", true), Some(Noise::HealthCheck("path")));
         assert_eq!(of(None, "/healthz", false), None);
+        assert_eq!(of(None, "/grpc.health.v1.Health/Check", false), Some(Noise::HealthCheck("path")));
         assert_eq!(of(Some(b"curl/8"), "/health-insurance", true), None);
         assert_eq!(of(Some(b"tracer-otlp/0.1.0"), "/v1/traces", false), Some(Noise::Export));
     }

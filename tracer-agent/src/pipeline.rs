@@ -19,7 +19,7 @@ use crate::{
     capture::Record,
     connection::{Arrival, Place, stream::Ending},
     enrich::{Resource, process::Processes},
-    protocol::{Event, Kind, Text},
+    protocol::{Event, Kind, Shown, Text},
     span::{Span, Spans},
     stats::{Bucket, Ledger},
 };
@@ -31,11 +31,12 @@ const HOLE_WAIT: u64 = 200_000_000;
 pub struct Limits {
     /// Bytes of memory for connections and what they hold, about.
     pub memory: usize,
+    pub shown: Shown,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory: 128 << 20 }
+        Self { memory: 128 << 20, shown: Shown::default() }
     }
 }
 
@@ -351,6 +352,7 @@ impl Pipeline {
             output: &mut self.output,
             events: &mut self.events,
             open: &mut self.open,
+            shown: self.limits.shown,
         };
         (&mut self.connections, run)
     }

@@ -3,7 +3,10 @@
 //! A [`Session`] reads both directions of one connection and says what it finds as [`Event`]s. It
 //! knows no clock and no socket: positions stand for times until the exchange is put together.
 
+mod grpc;
+mod http;
 mod http1;
+mod http2;
 pub mod known;
 
 use smallvec::SmallVec;
@@ -15,17 +18,38 @@ use crate::{
 };
 
 /// All protocols, in the order in which they are asked.
-pub const PROTOCOLS: &[&dyn Protocol] = &[&http1::Http1];
+pub const PROTOCOLS: &[&dyn Protocol] = &[&http1::Http1, &http2::Http2];
 
 pub trait Protocol: Sync {
-    /// The name in flags, metrics and documents.
+    /// The name in metrics and documents: that of what connections speak.
     fn name(&self) -> &'static str;
+
+    /// The names of its exchanges, for filters.
+    fn exchanges(&self) -> &'static [&'static str];
 
     /// Whether a message of this side starts with `bytes`. Looks at no more than it needs.
     fn detect(&self, side: Side, bytes: &[u8]) -> Verdict;
 
+    /// Where this side, of which not everything was seen, speaks the protocol beyond doubt: asked of both
+    /// sides where messages cannot be told by how they start. `position` is that of the first of `bytes`.
+    fn joins(&self, _side: Side, bytes: &[u8], _position: u64, _marks: Marks<'_>) -> Start {
+        Start::NotBefore(bytes.len())
+    }
+
+    /// The side that speaks from where [`Self::joins`] found it, if that can be told.
+    fn speaker(&self, _bytes: &[u8]) -> Option<Side> {
+        None
+    }
+
     /// `fresh`, by side: read from the connection's first byte on. `kind` is the end that is seen.
-    fn session(&self, fresh: [bool; 2], kind: Kind) -> Box<dyn Session>;
+    fn session(&self, fresh: [bool; 2], kind: Kind, shown: Shown) -> Box<dyn Session>;
+}
+
+/// What is told of an exchange only if somebody asked for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// The text that a server of gRPC sends with a status.
+    pub grpc_message: bool,
 }
 
 /// Which end of an exchange a process is.
@@ -55,6 +79,16 @@ pub trait Session {
 
     /// Bytes of memory that it holds, about.
     fn held(&self) -> usize;
+
+    /// Both sides were seen to speak the protocol, also where no response was.
+    fn is_certain(&self) -> bool {
+        false
+    }
+
+    /// What reads on where the connection switches to another protocol of the registry, with its name.
+    fn successor(&mut self) -> Option<(&'static str, Box<dyn Session>)> {
+        None
+    }
 }
 
 /// Which of the two: the one that asks, or the one that answers.
@@ -84,6 +118,15 @@ pub enum Verdict {
     Yes,
     No,
     Unsure,
+}
+
+/// Where a side speaks a protocol that may have begun before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// From this byte on.
+    At(usize),
+    /// Not before this one; more has to be seen.
+    NotBefore(usize),
 }
 
 /// What a session is given to read.
@@ -149,7 +192,16 @@ pub enum What {
     Data {
         length: u64,
     },
-    Trailers,
+    /// What follows the content; it may say more of the response than its head did.
+    Trailers(Option<ResponseHead>),
+    /// One of several messages within the content has come to its end.
+    Message {
+        size: u64,
+    },
+    /// Messages within the content cannot be told apart from here on.
+    Uncounted,
+    /// More came to be known of the request.
+    Revised(RequestHead),
     /// The message is whole.
     End {
         attributes: Attributes,
@@ -158,6 +210,12 @@ pub enum What {
     Reset {
         attributes: Attributes,
     },
+    /// This side gave the whole exchange up, and the connection goes on.
+    Abandoned {
+        error: Text,
+    },
+    /// A part of the message may lie in a gap.
+    Hole,
     /// What followed of the message lies in a gap, and with it where it ended.
     Cut,
 }
@@ -170,6 +228,8 @@ pub struct RequestHead {
     /// For people: what is asked (`GET`) of what (`/items`).
     pub operation: Text,
     pub target: Text,
+    /// One of [`Protocol::exchanges`].
+    pub protocol: &'static str,
     /// Attributes of the span, for the end that is seen.
     pub attributes: Vec<Attribute>,
     /// The trace that the caller put the request into.
@@ -191,7 +251,7 @@ impl RequestHead {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ResponseHead {
-    /// For people: the status as it was on the wire.
+    /// For people: the status as it was on the wire; empty if it was not.
     pub status: Text,
     pub attributes: Attributes,
     /// Whether the status is an error to the client, to the server.
@@ -202,6 +262,19 @@ pub struct ResponseHead {
     /// What it is, where it is no answer but the start of a stream: its duration tells how long somebody
     /// listened, not how long an answer took.
     pub stream: Option<&'static str>,
+}
+
+impl ResponseHead {
+    /// What comes after the content has the last word.
+    pub fn add(&mut self, more: ResponseHead) {
+        self.attributes.extend(more.attributes);
+        if !more.status.is_empty() {
+            self.status = more.status;
+            self.client_error = more.client_error;
+            self.server_error = more.server_error;
+            self.error_type = more.error_type;
+        }
+    }
 }
 
 /// A valid `traceparent` (W3C Trace Context).

@@ -10,7 +10,7 @@ use rand_chacha::{
 use crate::{
     connection::Ends,
     enrich::Resource,
-    exchange::{Exchange, Outcome},
+    exchange::{Exchange, Messages, Outcome},
     noise::Noise,
     protocol::{Attribute, Attributes, Kind, Side, Text},
 };
@@ -130,7 +130,6 @@ impl Spans {
         &mut self,
         mut exchange: Box<Exchange>,
         kind: Kind,
-        protocol: &'static str,
         ends: Option<&Ends>,
         resource: Arc<Resource>,
     ) -> Span {
@@ -156,16 +155,21 @@ impl Spans {
                 (status, error) = (Status::Error, Some(response.error_type.clone()));
             }
         }
-        if let Some((outcome, failed)) = broken(exchange.outcome, kind) {
+        if let Some((outcome, failed)) = broken(&exchange, kind) {
             attributes.push(Attribute::word("tracer.outcome", outcome));
             if failed {
                 (status, error) = (Status::Error, Some(Text::new_static(outcome)));
             }
+            // The protocol's own word says more.
+            error = exchange.error.take().or(error);
         }
         if let Some(error) = error {
             attributes.push(Attribute::text("error.type", error));
         }
         attributes.extend(exchange.attributes.drain(..));
+        for side in Side::BOTH {
+            count_messages(exchange.messages.as_deref(), side, &mut attributes);
+        }
         if let Some(ends) = ends {
             ends.describe(&mut attributes, kind);
         }
@@ -195,6 +199,14 @@ impl Spans {
         if let Some(first) = exchange.content_start.filter(|_| stream.is_some()) {
             events.push(moment("tracer.stream.first_event", first, Attributes::new()));
         }
+        for side in Side::BOTH {
+            let Some(messages) = exchange.messages.as_deref() else { break };
+            let names = &MESSAGES[side.index()];
+            let Messages { count, first, last, .. } = messages[side.index()];
+            events.extend(first.map(|first| moment(names.first, first, Attributes::new())));
+            let last = last.filter(|_| count > 1);
+            events.extend(last.map(|last| moment(names.last, last, Attributes::new())));
+        }
         let last = exchange.response_end.max(exchange.broken).unwrap_or(0).max(exchange.request_end);
         Span {
             trace,
@@ -212,13 +224,13 @@ impl Spans {
             view: View {
                 operation: request.operation,
                 target: request.target,
-                status: exchange.response.map(|response| response.status),
+                status: exchange.response.map(|response| response.status).filter(|status| !status.is_empty()),
                 outcome: exchange.outcome,
                 request_content: exchange.request_content,
                 response_content: exchange.response_content,
                 peer: ends.map(|ends| ends.peer.clone()),
                 peer_port: ends.and_then(Ends::peer_port),
-                protocol,
+                protocol: request.protocol,
                 stream,
                 health_check: matches!(request.noise, Some(Noise::HealthCheck(_))),
             },
@@ -237,12 +249,46 @@ impl Spans {
     }
 }
 
+/// What the messages of a side are called.
+struct MessageNames {
+    count: &'static str,
+    size: &'static str,
+    first: &'static str,
+    last: &'static str,
+}
+
+/// By side.
+const MESSAGES: [MessageNames; 2] = [
+    MessageNames {
+        count: "tracer.request.message.count",
+        size: "tracer.request.message.size",
+        first: "tracer.request.first_message",
+        last: "tracer.request.last_message",
+    },
+    MessageNames {
+        count: "tracer.response.message.count",
+        size: "tracer.response.message.size",
+        first: "tracer.response.first_message",
+        last: "tracer.response.last_message",
+    },
+];
+
+/// Adds how many there were, and how large, if all of them were seen.
+fn count_messages(messages: Option<&[Messages; 2]>, side: Side, attributes: &mut Vec<Attribute>) {
+    let Some(messages) = messages.map(|messages| messages[side.index()]) else { return };
+    if !messages.uncounted {
+        attributes.push(Attribute::number(MESSAGES[side.index()].count, messages.count));
+        attributes.push(Attribute::number(MESSAGES[side.index()].size, messages.size));
+    }
+}
+
 /// What an end before the response's end is called, and whether it is an error of this end. That the
 /// client went away is none of the server's.
-fn broken(outcome: Outcome, kind: Kind) -> Option<(&'static str, bool)> {
-    match outcome {
+fn broken(exchange: &Exchange, kind: Kind) -> Option<(&'static str, bool)> {
+    match exchange.outcome {
         Outcome::Aborted => Some(("aborted", kind == Kind::Client)),
         Outcome::Closed => Some(("connection_closed", true)),
+        Outcome::Reset if exchange.error.is_some() => Some(("stream_reset", true)),
         Outcome::Reset => Some(("connection_reset", true)),
         Outcome::Complete | Outcome::Hidden | Outcome::Open => None,
     }

@@ -17,7 +17,7 @@ use zerocopy::FromZeros;
 /// A capture file, and a record as the ring would give it.
 pub fn record(bytes: &[u8]) {
     // As the ring would give them: each with its length, and without a checksum that a fuzzer cannot guess.
-    let mut pipeline = Pipeline::new(Limits { memory: 1 << 20 });
+    let mut pipeline = Pipeline::new(Limits { memory: 1 << 20, ..Limits::default() });
     let mut rest = bytes;
     while let Some((length, after)) = rest.split_first_chunk::<2>() {
         let (bytes, after) = after.split_at(usize::from(u16::from_le_bytes(*length)).min(after.len()));
@@ -30,7 +30,7 @@ pub fn record(bytes: &[u8]) {
     }
     finish(pipeline);
     let file = [&MAGIC[..], bytes].concat();
-    let mut pipeline = Pipeline::new(Limits { memory: 1 << 20 });
+    let mut pipeline = Pipeline::new(Limits { memory: 1 << 20, ..Limits::default() });
     for record in Reader::new(&file).expect("the start is right") {
         let Ok(record) = record else { break };
         pipeline.handle_record(&record);
@@ -144,7 +144,7 @@ pub fn turns(first: [u8; 2], turns: &[(Side, &[u8])]) -> Vec<u8> {
 
 /// Records of all kinds in any order, for a few connections.
 pub fn pipeline(bytes: &[u8]) {
-    let limits = Limits { memory: 1 << 20 };
+    let limits = Limits { memory: 1 << 20, ..Limits::default() };
     let mut pipeline = Pipeline::new(limits.clone());
     let mut time = 1_000;
     // Where the directions of the connections stand, so that most records go on from there.

@@ -24,6 +24,7 @@ use tracer_agent::{
         session::{Finished, Outputs, Recording, Session, Turn},
     },
     pipeline::Limits,
+    protocol::Shown,
     summary::Summary,
 };
 
@@ -96,6 +97,10 @@ pub(crate) struct Output {
     #[arg(long, help_heading = "Output")]
     pub(crate) no_summary: bool,
 
+    /// Tells also the text that servers of gRPC send with a status (grpc-message): it can hold secrets
+    #[arg(long, help_heading = "Output")]
+    pub(crate) grpc_message: bool,
+
     #[command(flatten)]
     pub(crate) otlp: OtlpArguments,
 }
@@ -107,6 +112,11 @@ impl Output {
 
     pub(crate) fn printer(&self, target: Target) -> Result<Printer, Failure> {
         Ok(Printer::start(target, self.fold)?)
+    }
+
+    /// What was asked for of what stays out of spans otherwise.
+    pub(crate) fn shown(&self) -> Shown {
+        Shown { grpc_message: self.grpc_message }
     }
 
     /// For people alone.
@@ -140,6 +150,7 @@ pub(crate) fn run(
         memory: bounds
             .memory
             .map_or(Limits::default().memory, |memory| memory.try_into().unwrap_or(usize::MAX)),
+        shown: output.shown(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -91,7 +91,8 @@ pub(crate) struct FilterArguments {
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
-    PROTOCOLS.iter().map(|protocol| protocol.name())
+    let names = PROTOCOLS.iter().flat_map(|protocol| protocol.exchanges().iter().copied());
+    names.collect::<std::collections::BTreeSet<_>>().into_iter()
 }
 
 impl FilterArguments {

@@ -47,7 +47,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         .with_context(|| format!("{} cannot be read", arguments.file.display()))
         .or_exit(Exit::Usage)?;
     let records = Reader::new(&bytes).or_exit(Exit::CannotCapture)?;
-    let mut limits = Limits::default();
+    let mut limits = Limits { shown: arguments.output.shown(), ..Limits::default() };
     if let Some(memory) = arguments.memory {
         limits.memory = memory.try_into().unwrap_or(usize::MAX);
     }

@@ -5,7 +5,7 @@ use tracer_common::connection::Direction;
 use super::tracked::{Run, Speaking, Spoken, State, Tracked, kind};
 use crate::{
     connection::stream::{After, Missing},
-    protocol::{self, PROTOCOLS, Session, Side, Verdict, known},
+    protocol::{self, PROTOCOLS, Session, Side, Start, Verdict, known},
     stats::Bucket,
 };
 
@@ -103,19 +103,31 @@ impl Tracked {
         }
         *seen = bytes.len();
         let at_start = stream.marks().starts_at(stream.front());
+        let length = bytes.len();
         let mut unsure = false;
         for protocol in PROTOCOLS.iter().filter(|_| at_start) {
             match protocol.detect(Side::Request, bytes) {
                 Verdict::Yes => {
-                    return Detected::Session(protocol.session(fresh, kind(requests)), protocol.name());
+                    let session = protocol.session(fresh, kind(requests), run.shown);
+                    return Detected::Session(session, protocol.name());
                 }
                 Verdict::Unsure => unsure = true,
                 Verdict::No => {}
             }
         }
-        if unsure && after == After::More && bytes.len() <= DETECT_MAX {
+        if unsure && after == After::More && length <= DETECT_MAX {
             return Detected::Nothing;
         }
+        if !unsure
+            && !fresh[0]
+            && let Some(detected) = self.join(requests, run)
+        {
+            return detected;
+        }
+        let State::Detecting { seen } = &mut self.state else { return Detected::Nothing };
+        let seen = &mut seen[requests.index()];
+        let stream = &self.connection.streams[requests.index()];
+        let (bytes, _) = stream.readable();
         if unsure && bytes.len() <= DETECT_MAX {
             // A gap hides how it goes on.
             return Detected::Skip(bytes.len() as u64);
@@ -135,6 +147,52 @@ impl Tracked {
             .next_start(stream.front())
             .map_or(bytes.len() as u64, |next| next - stream.front());
         Detected::Skip(record.min(bytes.len() as u64).max(1))
+    }
+
+    /// Looks for a protocol that both sides speak, wherever in their bytes that shows. None if no protocol can
+    /// have begun in those of the requests.
+    fn join(&mut self, requests: Direction, run: &mut Run<'_>) -> Option<Detected> {
+        let [asking, answering] =
+            [requests, requests.other()].map(|direction| &self.connection.streams[direction.index()]);
+        let (bytes, after) = asking.readable();
+        let (answer, _) = answering.readable();
+        for protocol in PROTOCOLS {
+            let asks = protocol.joins(Side::Request, bytes, asking.front(), asking.marks());
+            let at = match asks {
+                Start::At(at) => at,
+                Start::NotBefore(at) if at < bytes.len() && after == After::More => {
+                    let more = bytes.len() <= DETECT_MAX && at == 0;
+                    return Some(if more { Detected::Nothing } else { Detected::Skip(at.max(1) as u64) });
+                }
+                Start::NotBefore(_) => continue,
+            };
+            if at > 0 {
+                return Some(Detected::Skip(at as u64));
+            }
+            let answers = protocol.joins(Side::Response, answer, answering.front(), answering.marks());
+            let (Start::At(passed) | Start::NotBefore(passed)) = answers;
+            // Which side asks may have to be read off what they say.
+            let known = self.connection.ends.as_ref().and_then(|ends| ends.request_direction());
+            let sure = known.is_some()
+                || protocol.speaker(bytes) == Some(Side::Request)
+                || protocol.speaker(&answer[passed..]) == Some(Side::Response);
+            let found = matches!(answers, Start::At(_)) && sure;
+            let waits = bytes.len() <= DETECT_MAX && after == After::More;
+            let bytes = bytes.len() as u64;
+            if passed > 0 && (known.is_some() || found) {
+                self.skip(requests.other(), passed as u64, run);
+            }
+            return Some(match (found, waits) {
+                (true, _) => {
+                    let fresh = self.connection.is_at_start(requests.other());
+                    let session = protocol.session([false, fresh], kind(requests), run.shown);
+                    Detected::Session(session, protocol.name())
+                }
+                (false, true) => Detected::Nothing,
+                (false, false) => Detected::Skip(bytes),
+            });
+        }
+        None
     }
 
     /// Bytes, or those of a gap, that no protocol was found in.

@@ -16,7 +16,7 @@ use crate::{
     enrich::process::Processes,
     exchange::{Exchange, Exchanges, Outcome},
     noise::Noise,
-    protocol::{Class, Event, Input, Kind, Progress, Session, Side, What},
+    protocol::{Class, Event, Input, Kind, Progress, Session, Shown, Side, What},
     span::{Span, Spans},
     stats::{self, Bucket, Ledger, Tally, Verdict},
 };
@@ -94,6 +94,7 @@ pub(super) struct Run<'a> {
     pub(super) output: &'a mut VecDeque<Span>,
     pub(super) events: &'a mut Vec<Event>,
     pub(super) open: &'a mut Vec<OpenExchange>,
+    pub(super) shown: Shown,
 }
 
 impl Run<'_> {
@@ -107,7 +108,7 @@ impl Run<'_> {
         self.ledger.partial += (exchange.cut != [false; 2]) as u64;
         let resource = self.processes.resource(exchange.process);
         let ends = connection.ends.as_ref();
-        self.output.push_back(self.spans.make(exchange, kind, spoken.protocol, ends, resource));
+        self.output.push_back(self.spans.make(exchange, kind, ends, resource));
     }
 
     pub(super) fn report_open(&mut self, tracked: &Tracked, now: u64) {
@@ -233,6 +234,12 @@ impl Tracked {
             self.handle_event(event, spoken, run);
         }
         *run.events = events;
+        if let State::Speaking(speaking) = &self.state
+            && !speaking.confirmed
+            && speaking.session.is_certain()
+        {
+            self.confirm(run);
+        }
         match progress {
             Progress::Read { length, class } => {
                 self.wait = None;
@@ -242,6 +249,13 @@ impl Tracked {
             Progress::NeedMore => {}
             Progress::Wait => self.wait_for(direction.other(), opposite),
             Progress::Switch(name) => {
+                if let State::Speaking(speaking) = &mut self.state
+                    && let Some((protocol, session)) = speaking.session.successor()
+                {
+                    speaking.session = session;
+                    speaking.spoken.protocol = protocol;
+                    return Some(0);
+                }
                 self.clue = Some(name);
                 self.leave(Bucket::Unknown, run);
             }
@@ -264,12 +278,8 @@ impl Tracked {
     }
 
     fn handle_event(&mut self, event: Event, spoken: Spoken, run: &mut Run<'_>) {
-        if let What::Response(_) = event.what
-            && let State::Speaking(speaking) = &mut self.state
-            && !speaking.confirmed
-        {
-            speaking.confirmed = true;
-            run.ledger.bytes.merge(&std::mem::take(&mut self.unsure));
+        if let What::Response(_) = event.what {
+            self.confirm(run);
         }
         let direction = match event.side {
             Side::Request => spoken.requests,
@@ -280,6 +290,16 @@ impl Tracked {
             run.emit(exchange, &self.connection, spoken);
         }
         run.ledger.orphans += std::mem::take(&mut self.exchanges.orphans);
+    }
+
+    /// Both sides agree on what they speak.
+    fn confirm(&mut self, run: &mut Run<'_>) {
+        if let State::Speaking(speaking) = &mut self.state
+            && !speaking.confirmed
+        {
+            speaking.confirmed = true;
+            run.ledger.bytes.merge(&std::mem::take(&mut self.unsure));
+        }
     }
 
     /// Takes what the session has read, and counts it.
@@ -415,11 +435,10 @@ impl Tracked {
 
     /// A whole request without any answer is an exchange too, if nothing speaks against it.
     pub(super) fn confirm_by_silence(&mut self, run: &mut Run<'_>) {
-        if let State::Speaking(speaking) = &mut self.state
+        if let State::Speaking(speaking) = &self.state
             && !speaking.answered
         {
-            speaking.confirmed = true;
-            run.ledger.bytes.merge(&std::mem::take(&mut self.unsure));
+            self.confirm(run);
         }
     }
 

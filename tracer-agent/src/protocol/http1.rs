@@ -15,7 +15,10 @@ use self::{
     head::{Framing, HeadError, Request, Response},
 };
 use super::{
-    Attribute, Attributes, Class, Event, Input, Kind, Progress, Protocol, Session, Side, Verdict, What,
+    Attribute, Attributes, Class, Event, Input, Kind, Progress, Protocol, Session, Shown, Side, Verdict,
+    What,
+    grpc::{self, Found, Messages},
+    http, http2,
 };
 use crate::connection::stream::After;
 
@@ -35,13 +38,18 @@ impl Protocol for Http1 {
         "http"
     }
 
+    fn exchanges(&self) -> &'static [&'static str] {
+        &[http::NAME, grpc::NAME]
+    }
+
     fn detect(&self, side: Side, bytes: &[u8]) -> Verdict {
         detect(side, bytes)
     }
 
-    fn session(&self, fresh: [bool; 2], kind: Kind) -> Box<dyn Session> {
+    fn session(&self, fresh: [bool; 2], kind: Kind, shown: Shown) -> Box<dyn Session> {
         Box::new(Dialogue {
             kind,
+            shown,
             sides: fresh.map(|fresh| Reader {
                 state: if fresh { State::Head { searched: 0 } } else { State::Lost },
                 doubtful: !fresh,
@@ -51,18 +59,22 @@ impl Protocol for Http1 {
             next: 0,
             // Asked before this was seen, and not answered yet.
             request_missed: fresh == [false, true],
+            upgraded: None,
         })
     }
 }
 
 struct Dialogue {
     kind: Kind,
+    shown: Shown,
     sides: [Reader; 2],
     /// Requests whose response did not come yet, in their order.
     pending: VecDeque<Pending>,
     next: u64,
     /// A gap hid at least one request, and no sign of its response was seen yet.
     request_missed: bool,
+    /// The exchange whose response comes in HTTP/2, which follows.
+    upgraded: Option<u64>,
 }
 
 /// What the response's framing and its place depend on.
@@ -91,6 +103,8 @@ struct Reader {
     /// The exchange of the message that is read, and its content so far.
     exchange: Option<u64>,
     content: u64,
+    /// Reads the messages in the content, where it has some.
+    messages: Option<Messages>,
     /// Something was missed since the last head, so the order of messages proves nothing.
     doubtful: bool,
     /// A message of it was read.
@@ -148,6 +162,7 @@ impl Session for Dialogue {
             State::Body(_) => self.read_body(side, input, events),
             State::Lost => self.find_head(side, input, events),
             State::Done => skip_all(input),
+            State::Opaque if self.upgraded.is_some() => Progress::Switch("upgraded to HTTP/2"),
             State::Opaque => Progress::Switch("upgraded"),
         };
         let length = if let Progress::Read { length, .. } = progress { length } else { 0 };
@@ -158,9 +173,17 @@ impl Session for Dialogue {
     fn content_ahead(&self, side: Side) -> u64 {
         match &self.sides[side.index()].state {
             // After a refusal it may not come.
-            State::Body(body) if self.sides[side.index()].expectation == Expectation::None => body.ahead(),
+            State::Body(body) if self.sides[side.index()].expectation == Expectation::None => {
+                let messages = self.sides[side.index()].messages.as_ref();
+                messages.map_or(u64::MAX, Messages::ahead).min(body.ahead())
+            }
             _ => 0,
         }
+    }
+
+    fn successor(&mut self) -> Option<(&'static str, Box<dyn Session>)> {
+        let exchange = self.upgraded.take()?;
+        Some((http2::Http2.name(), http2::upgraded(exchange, self.kind, self.shown)))
     }
 
     fn held(&self) -> usize {
@@ -252,7 +275,7 @@ impl Dialogue {
             Ok(request) => request,
             Err(HeadError::Malformed(reason)) => return self.invalid(Side::Request, reason, input),
         };
-        let Request { head, expects, framing, method } = request;
+        let Request { head, expects, framing, method, call } = request;
         if self.pending.len() >= PENDING_MAX {
             return Progress::Invalid("more requests without a response than are followed");
         }
@@ -271,6 +294,7 @@ impl Dialogue {
         });
         let reader = &mut self.sides[Side::Request.index()];
         reader.doubtful = false;
+        reader.messages = call.map(Messages::new);
         reader.begin(Side::Request, Some(exchange), framing, end, events);
         reader.expectation = if expects { Expectation::Open } else { Expectation::None };
         if framing == Framing::Broken {
@@ -300,7 +324,8 @@ impl Dialogue {
         // The response may as well be that of a request that was missed.
         let place = place.filter(|place| !(self.request_missed && self.pending[*place].after_gap));
         let method = place.map_or(Method::Other, |place| self.pending[place].method);
-        let Response { head, framing } = match head::parse_response(bytes, method) {
+        let Response { head, framing, call, upgrades } = match head::parse_response(bytes, method, self.shown)
+        {
             Ok(response) => response,
             Err(HeadError::Malformed(reason)) => return self.invalid(Side::Response, reason, input),
         };
@@ -333,6 +358,16 @@ impl Dialogue {
             reader.state = State::Head { searched: 0 };
             return Progress::Read { length: bytes.len() as u64, class: Class::Parsed };
         }
+        if upgrades && exchange.is_some() {
+            // The response proper is the first in the new protocol (RFC 7540, section 3.2).
+            events.push(event(What::Interim { attributes: head.attributes }));
+            self.pending.pop_front();
+            for side in &mut self.sides {
+                side.state = State::Opaque;
+            }
+            self.upgraded = exchange;
+            return Progress::Read { length: bytes.len() as u64, class: Class::Parsed };
+        }
         events.push(event(What::Response(head)));
         if place.is_none() {
             // It may have answered a HEAD: whether content follows is not known.
@@ -347,6 +382,7 @@ impl Dialogue {
                 side.state = State::Opaque;
             }
         } else {
+            reader.messages = call.map(Messages::new);
             reader.begin(Side::Response, exchange, framing, end, events);
             if framing == Framing::Broken {
                 self.cut(Side::Response, end, events);
@@ -390,6 +426,12 @@ impl Dialogue {
                         self.cut(side, input.position, events);
                         return Progress::Read { length: gap.length, class: Class::Unparsed };
                     };
+                    if let Some(mut messages) = reader.messages.take() {
+                        messages.skip(length, |found| {
+                            reader.found(side, input.position, found, self.shown, events)
+                        });
+                        reader.messages = Some(messages);
+                    }
                     reader.take(side, input.position, length, events);
                     return Progress::Read { length, class: Class::Body };
                 }
@@ -403,13 +445,19 @@ impl Dialogue {
         }
         match body.read(input.bytes) {
             Piece::Content(length) => {
+                if let Some(mut messages) = reader.messages.take() {
+                    messages.read(&input.bytes[..length], |found| {
+                        reader.found(side, input.position, found, self.shown, events);
+                    });
+                    reader.messages = Some(messages);
+                }
                 reader.take(side, input.position, length as u64, events);
                 Progress::Read { length: length as u64, class: Class::Body }
             }
             Piece::Framing { length, trailers, end } => {
                 let after = input.position + length as u64;
                 if trailers {
-                    events.push(reader.event(side, input.position, after, What::Trailers));
+                    events.push(reader.event(side, input.position, after, What::Trailers(None)));
                 }
                 if end {
                     reader.end(side, after, true, events);
@@ -541,6 +589,16 @@ impl Reader {
         {
             self.end(side, position + length, true, events);
         }
+    }
+
+    /// `start` is where the bytes begin in which it was found.
+    fn found(&self, side: Side, start: u64, found: Found, shown: Shown, events: &mut Vec<Event>) {
+        let (end, what) = match found {
+            Found::Message { size, end } => (start + end as u64, What::Message { size }),
+            Found::Trailers(trailers) => (start, What::Trailers(Some(trailers.response(shown)))),
+            Found::Lost => (start, What::Uncounted),
+        };
+        events.push(self.event(side, end, end, what));
     }
 
     fn end(&mut self, side: Side, at: u64, whole: bool, events: &mut Vec<Event>) {

@@ -8,9 +8,8 @@ pub fn looks_like(bytes: &[u8]) -> Option<&'static str> {
 type Recognise = fn(&[u8]) -> bool;
 
 /// The first that fits.
-const RECOGNISED: [(&str, Recognise); 13] = [
+const RECOGNISED: [(&str, Recognise); 12] = [
     ("TLS", super::is_encrypted),
-    ("HTTP/2", |bytes| bytes.starts_with(b"PRI * HTTP/2.0")),
     ("SSH", |bytes| bytes.starts_with(b"SSH-")),
     ("AMQP", |bytes| bytes.starts_with(b"AMQP\0")),
     ("NATS", |bytes| bytes.starts_with(b"INFO {") || bytes.starts_with(b"CONNECT {")),
@@ -90,7 +89,7 @@ mod tests {
             (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", Some("PostgreSQL")),
             (b"Q\x00\x00\x00\x0dSELECT 1;\x00", Some("PostgreSQL")),
             (b"\x4a\x00\x00\x00\x0a8.0.36\x00", Some("MySQL")),
-            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some("HTTP/2")),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", None),
             (b"\x16\x03\x01\x02\x00\x01", Some("TLS")),
             (b"SSH-2.0-OpenSSH_9.2\r\n", Some("SSH")),
             (b"set a 0 0 1\r\n", Some("memcached")),

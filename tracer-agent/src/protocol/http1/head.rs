@@ -2,32 +2,21 @@
 
 use std::mem::MaybeUninit;
 
-use smallvec::smallvec;
-use smol_str::format_smolstr;
-
 use super::{
-    super::{Attribute, Attributes, Kind, RequestHead, ResponseHead, Text, TraceParent, Verdict},
+    super::{
+        Attribute, Attributes, Kind, RequestHead, ResponseHead, Shown, TraceParent, Verdict, grpc,
+        http::{self, Asked, METHODS, Target, is_event_stream, trace_parent},
+    },
     Method,
 };
-use crate::noise::{self, Noise};
 
 /// Fields beyond these are too many for any server.
 const FIELDS_FEW: usize = 64;
 const FIELDS_MAX: usize = 4096;
 
-/// Attributes that a span has, about: room for them is made once.
-const ATTRIBUTES: usize = 22;
-
-/// The longest text that a span carries: longer ones are cut, and the span says so.
-const TEXT_MAX: usize = 4096;
-
 /// A start line that looks right for so long is taken for one, and the longest method.
 const LINE_LONG: usize = 4096;
 const METHOD_MAX: usize = 32;
-
-/// Methods that keep their name in `http.request.method` (semantic conventions, HTTP).
-const METHODS: [&str; 10] =
-    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"];
 
 /// How the content of a message is framed (RFC 9112, section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +43,17 @@ pub(super) struct Request {
     pub(super) expects: bool,
     pub(super) framing: Framing,
     pub(super) method: Method,
+    /// It carries messages of gRPC-Web.
+    pub(super) call: Option<grpc::Flavor>,
 }
 
 pub(super) struct Response {
     pub(super) head: ResponseHead,
     pub(super) framing: Framing,
+    /// As in the request.
+    pub(super) call: Option<grpc::Flavor>,
+    /// The connection goes on as HTTP/2, with the proper response in it.
+    pub(super) upgrades: bool,
 }
 
 /// Empty lines before a message, which a recipient skips (RFC 9112, section 2.2).
@@ -219,7 +214,7 @@ fn hides_framing(bytes: &[u8]) -> bool {
         })
 }
 
-pub(super) fn parse_response(bytes: &[u8], method: Method) -> Result<Response, HeadError> {
+pub(super) fn parse_response(bytes: &[u8], method: Method, shown: Shown) -> Result<Response, HeadError> {
     with_fields(|fields| {
         let mut config = httparse::ParserConfig::default();
         config.allow_obsolete_multiline_headers_in_responses(true);
@@ -227,7 +222,7 @@ pub(super) fn parse_response(bytes: &[u8], method: Method) -> Result<Response, H
         config.ignore_invalid_headers_in_responses(true);
         let mut response = httparse::Response::new(&mut []);
         config.parse_response_with_uninit_headers(&mut response, bytes, fields)?;
-        Ok(response_from(&response, method))
+        Ok(response_from(&response, method, shown))
     })?
 }
 
@@ -282,81 +277,44 @@ fn request_from(request: &httparse::Request<'_, '_>, hidden: bool, kind: Kind) -
         Length::Known(length) => Framing::Length(length),
         Length::Absent => Framing::Length(0),
     };
-    let known = METHODS.iter().find(|known| **known == method).map(|known| Text::new_static(known));
-    let operation = known.clone().unwrap_or_else(|| Text::new(method));
-    let mut attributes = Vec::with_capacity(ATTRIBUTES);
-    match &known {
-        Some(known) => attributes.push(Attribute::text("http.request.method", known.clone())),
-        None => {
-            attributes.push(Attribute::word("http.request.method", "_OTHER"));
-            attributes.push(Attribute::text("http.request.method_original", operation.clone()));
-        }
-    }
-    attributes.push(Attribute::word("network.protocol.name", "http"));
-    attributes.push(Attribute::word("network.protocol.version", if version == 0 { "1.0" } else { "1.1" }));
-    if let Some(agent) = fields.user_agent {
-        attributes.push(Attribute::text("user_agent.original", text(agent)));
-    }
+    let mut notes = Attributes::new();
     if let Some(ambiguity) = fields.ambiguity(version == 0, hidden) {
-        attributes.push(Attribute::word("tracer.ambiguity", ambiguity));
+        notes.push(Attribute::word("tracer.ambiguity", ambiguity));
     }
-    if target.len() > TEXT_MAX {
-        attributes.push(Attribute::flag("tracer.truncated", true));
-    }
-    let target = Target::of(limited(target), method == "CONNECT");
     let host = fields.host.map(String::from_utf8_lossy);
-    let authority = target.authority.or(host.as_deref().map(limited));
-    let (host, port) = authority.map_or((None, None), split_authority);
-    if let Some(host) = host {
-        attributes.push(Attribute::text("server.address", host));
-    }
-    if let Some(port) = port {
-        attributes.push(Attribute::number("server.port", port));
-    }
-    let scheme = if target.scheme == "http" { Text::new_static("http") } else { Text::new(target.scheme) };
-    attributes.push(Attribute::text("url.scheme", scheme));
-    let path = Text::new(target.path);
-    let noise = noise::of(fields.user_agent, &path, matches!(method, "GET" | "HEAD"));
-    if let Some(Noise::HealthCheck(evidence)) = noise {
-        attributes.push(Attribute::word("tracer.health_check", evidence));
-    }
-    let query = target.query.map(redacted);
-    let shown = match &query {
-        Some(query) => format_smolstr!("{path}?{query}"),
-        None if path.is_empty() => Text::new(authority.unwrap_or_default()),
-        None => path.clone(),
+    let asked = Asked {
+        method: Some(method),
+        target: Some(Target::of(target, method == "CONNECT")),
+        host: host.as_deref(),
+        version: if version == 0 { "1.0" } else { "1.1" },
+        user_agent: fields.user_agent,
+        content_type: fields.content_type,
+        parent: fields.parent,
+        notes,
     };
-    match authority.filter(|_| path.starts_with('/')) {
-        Some(authority) if kind == Kind::Client => {
-            let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-            let full = format_smolstr!("{}://{authority}{shown}", target.scheme);
-            attributes.push(Attribute::text("url.full", full));
-        }
-        // Without a host there is no whole URL: what there is of it stands for it.
-        _ => {
-            if !path.is_empty() {
-                attributes.push(Attribute::text("url.path", path));
-            }
-            if let Some(query) = query {
-                attributes.push(Attribute::text("url.query", query));
-            }
-        }
-    }
-    let name = known.unwrap_or(Text::new_static("HTTP"));
-    let head = RequestHead { name, operation, target: shown, attributes, parent: fields.parent, noise };
+    let call = asked.content_type.and_then(grpc::Flavor::of).filter(|flavor| flavor.is_web());
+    let head = match call {
+        Some(_) => grpc::request(&asked, None),
+        None => http::request(&asked, kind),
+    };
     let method = match method {
         "HEAD" => Method::Head,
         "CONNECT" => Method::Connect,
         _ => Method::Other,
     };
-    Ok(Request { head, expects: fields.expects, framing, method })
+    Ok(Request { head, expects: fields.expects, framing, method, call })
 }
 
-fn response_from(response: &httparse::Response<'_, '_>, method: Method) -> Result<Response, HeadError> {
+fn response_from(
+    response: &httparse::Response<'_, '_>,
+    method: Method,
+    shown: Shown,
+) -> Result<Response, HeadError> {
     let Some(status) = response.code else {
         return Err(HeadError::Malformed("a head without a status"));
     };
     let fields = Fields::of(response.headers);
+    let upgrades = status == 101 && fields.upgrade.is_some_and(|to| to.eq_ignore_ascii_case(b"h2c"));
     let framing = match status {
         101 => Framing::Switch,
         100..=199 => Framing::Interim,
@@ -375,29 +333,21 @@ fn response_from(response: &httparse::Response<'_, '_>, method: Method) -> Resul
         101 if fields.upgrade.is_some_and(|to| to.eq_ignore_ascii_case(b"websocket")) => Some("websocket"),
         101 => Some("upgrade"),
         200..=299 if method == Method::Connect => Some("tunnel"),
-        200..=299 if fields.event_stream && method == Method::Other => Some("event_stream"),
+        200..=299 if method == Method::Other && fields.content_type.is_some_and(is_event_stream) => {
+            Some("event_stream")
+        }
         _ => None,
     };
-    let mut attributes: Attributes = smallvec![Attribute::number("http.response.status_code", status)];
+    let mut notes = Attributes::new();
     if let Some(ambiguity) = fields.ambiguity(response.version == Some(0), false) {
-        attributes.push(Attribute::word("tracer.ambiguity", ambiguity));
+        notes.push(Attribute::word("tracer.ambiguity", ambiguity));
     }
-    let text = digits(status);
-    let head = ResponseHead {
-        attributes,
-        stream,
-        client_error: status >= 400,
-        server_error: status >= 500,
-        error_type: text.clone(),
-        status: text,
+    let call = fields.content_type.and_then(grpc::Flavor::of).filter(|flavor| flavor.is_web());
+    let head = match call {
+        Some(_) => grpc::response(Some(status), &fields.grpc, shown),
+        None => http::response(status, stream, notes),
     };
-    Ok(Response { head, framing })
-}
-
-/// A status has three (httparse sees to that).
-fn digits(status: u16) -> Text {
-    let digits = [status / 100 % 10, status / 10 % 10, status % 10].map(|digit| b'0' + digit as u8);
-    Text::new(std::str::from_utf8(&digits).unwrap_or_default())
+    Ok(Response { head, framing, call, upgrades })
 }
 
 /// The fields that framing and the span need.
@@ -410,7 +360,9 @@ struct Fields<'a> {
     chunked: bool,
     expects: bool,
     upgrade: Option<&'a [u8]>,
-    event_stream: bool,
+    content_type: Option<&'a [u8]>,
+    /// What a response of gRPC-Web without messages says.
+    grpc: grpc::Trailers,
     host: Option<&'a [u8]>,
     user_agent: Option<&'a [u8]>,
     parent: Option<TraceParent>,
@@ -448,10 +400,10 @@ impl<'a> Fields<'a> {
                 4 if is("host") => fields.host = fields.host.or(Some(value)),
                 6 if is("expect") => fields.expects |= value.eq_ignore_ascii_case(b"100-continue"),
                 7 if is("upgrade") => fields.upgrade = fields.upgrade.or(Some(value)),
-                12 if is("content-type") => {
-                    let kind = value.split(|byte| *byte == b';').next().unwrap_or_default();
-                    fields.event_stream |= kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream");
+                11 | 12 if header.name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("grpc-")) => {
+                    fields.grpc.add(&header.name.to_ascii_lowercase(), &String::from_utf8_lossy(value));
                 }
+                12 if is("content-type") => fields.content_type = fields.content_type.or(Some(value)),
                 10 if is("user-agent") => fields.user_agent = fields.user_agent.or(Some(value)),
                 11 if is("traceparent") => {
                     parents += 1;
@@ -501,120 +453,6 @@ impl<'a> Fields<'a> {
         self.transfer_encoding = true;
         self.chunked = coding.eq_ignore_ascii_case(b"chunked");
     }
-}
-
-fn text(value: &[u8]) -> Text {
-    match std::str::from_utf8(value) {
-        Ok(text) => Text::new(limited(text)),
-        Err(_) => Text::new(limited(&String::from_utf8_lossy(value))),
-    }
-}
-
-/// The start of a text, as much of it as a span may carry.
-fn limited(text: &str) -> &str {
-    if text.len() <= TEXT_MAX {
-        return text;
-    }
-    &text[..text.floor_char_boundary(TEXT_MAX)]
-}
-
-struct Target<'a> {
-    scheme: &'a str,
-    authority: Option<&'a str>,
-    path: &'a str,
-    query: Option<&'a str>,
-}
-
-impl<'a> Target<'a> {
-    /// In one of its four forms (RFC 9112, section 3.2).
-    fn of(target: &'a str, connect: bool) -> Self {
-        if connect {
-            return Self { scheme: "http", authority: Some(target), path: "", query: None };
-        }
-        let absolute = if target.starts_with('/') { None } else { target.split_once("://") };
-        let (scheme, authority, rest) = match absolute {
-            Some((scheme, rest)) if !scheme.contains(['/', '?']) => {
-                let end = rest.find(['/', '?']).unwrap_or(rest.len());
-                (scheme, Some(&rest[..end]), &rest[end..])
-            }
-            _ => ("http", None, target),
-        };
-        let rest = &rest[..memchr::memchr(b'#', rest.as_bytes()).unwrap_or(rest.len())];
-        let (path, query) = match memchr::memchr(b'?', rest.as_bytes()) {
-            Some(mark) => (&rest[..mark], Some(&rest[mark + 1..])),
-            None => (rest, None),
-        };
-        let path = if path.is_empty() && authority.is_some() { "/" } else { path };
-        Self { scheme, authority, path, query }
-    }
-}
-
-/// Host and port; without user information.
-fn split_authority(authority: &str) -> (Option<&str>, Option<u16>) {
-    let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => (host, port.parse().ok()),
-        _ => (authority, None),
-    };
-    // An IPv6 address stands in brackets there, and without them in an attribute.
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    (Some(host).filter(|host| !host.is_empty()), port)
-}
-
-/// The names of a query without their values: those stay with the process.
-fn redacted(query: &str) -> String {
-    let mut out = String::with_capacity(query.len());
-    for (index, pair) in query.split('&').enumerate() {
-        if index > 0 {
-            out.push('&');
-        }
-        match pair.split_once('=') {
-            Some((name, "")) => {
-                out.push_str(name);
-                out.push('=');
-            }
-            Some((name, _)) => {
-                out.push_str(name);
-                out.push_str("=REDACTED");
-            }
-            None if pair.is_empty() => {}
-            // A lone word may be a value as well as a name.
-            None => out.push_str("REDACTED"),
-        }
-    }
-    out
-}
-
-/// A `traceparent` of any version that starts as version 00 does (W3C Trace Context, section 3.2).
-fn trace_parent(value: &[u8]) -> Option<TraceParent> {
-    let value = std::str::from_utf8(value).ok()?;
-    let version = value.get(..2)?;
-    let exact = value.len() == 55;
-    if version == "ff" || (version == "00" && !exact) || !(exact || value.as_bytes().get(55) == Some(&b'-')) {
-        return None;
-    }
-    let mut parts = value.get(..55)?.split('-');
-    let version = parts.next()?;
-    let (trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?);
-    if parts.next().is_some() || version.len() != 2 || flags.len() != 2 {
-        return None;
-    }
-    hex::<1>(version)?;
-    let parent = TraceParent { trace: hex(trace)?, span: hex(span)?, flags: hex::<1>(flags)?[0] };
-    (parent.trace != [0; 16] && parent.span != [0; 8]).then_some(parent)
-}
-
-/// Lower case only, as the specification has it.
-fn hex<const N: usize>(digits: &str) -> Option<[u8; N]> {
-    let valid = digits.len() == 2 * N && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if !valid {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&digits[2 * index..2 * index + 2], 16).ok()?;
-    }
-    Some(bytes)
 }
 
 /// RFC 9110, section 5.6.2.

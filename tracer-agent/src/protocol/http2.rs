@@ -1,0 +1,830 @@
+//! HTTP/2 (RFC 9113) without TLS, both directions of one connection: by prior knowledge, by an upgrade from
+//! HTTP/1.1 (RFC 7540, section 3.2), or joined while it goes on.
+//!
+//! Streams are independent: any number is in flight, and they end in any order. Content is counted, and not
+//! looked at but for the messages of calls.
+
+mod fields;
+mod frame;
+mod hpack;
+
+use std::collections::BTreeMap;
+
+use self::{
+    fields::Fields,
+    frame::{Frame, HEADER, PREFACE, error_name, flag, kind},
+    hpack::Decoder,
+};
+use super::{
+    Attribute, Attributes, Class, Event, Input, Kind, Progress, Protocol, RequestHead, ResponseHead, Session,
+    Shown, Side, Start, Text, Verdict, What,
+    grpc::{self, Flavor, Found, Messages},
+    http,
+};
+use crate::connection::stream::{After, Marks};
+
+/// The largest header block that is waited for, with its frames.
+const BLOCK_MAX: usize = 256 * 1024;
+
+/// The largest frame of other kinds that is waited for.
+const CONTROL_MAX: usize = 64 * 1024;
+
+/// A stream that may have ended in a gap is given up when so many were opened after it.
+const DOUBTFUL_MAX: u32 = 256;
+
+/// Stretches of stream ids that were missed.
+const MISSED_MAX: usize = 64;
+
+/// Why fields are not known: by a table that was filled before, or by a gap.
+const JOINED: &str = "joined";
+const GAP: &str = "gap";
+
+pub(super) struct Http2;
+
+impl Protocol for Http2 {
+    fn name(&self) -> &'static str {
+        "http2"
+    }
+
+    fn exchanges(&self) -> &'static [&'static str] {
+        &[http::NAME, grpc::NAME]
+    }
+
+    fn detect(&self, side: Side, bytes: &[u8]) -> Verdict {
+        let known = bytes.len().min(PREFACE.len());
+        match (side, Frame::parse(bytes)) {
+            (Side::Request, _) if bytes[..known] != PREFACE[..known] => Verdict::No,
+            (Side::Request, _) if known == PREFACE.len() => Verdict::Yes,
+            (Side::Request, _) => Verdict::Unsure,
+            // A server may begin before the client does: that alone is no proof.
+            (Side::Response, Some(frame)) if is_settings(&frame) => Verdict::Unsure,
+            (Side::Response, None) if matches!(bytes, [] | [0] | [0, 0..=1] | [0, 0..=1, _]) => {
+                Verdict::Unsure
+            }
+            (Side::Response, None) if matches!(bytes, [0, 0..=1, _, kind::SETTINGS, ..]) => Verdict::Unsure,
+            (Side::Response, _) => Verdict::No,
+        }
+    }
+
+    fn joins(&self, side: Side, bytes: &[u8], position: u64, marks: Marks<'_>) -> Start {
+        frame::find(side, bytes, position, marks)
+    }
+
+    fn speaker(&self, bytes: &[u8]) -> Option<Side> {
+        let mut rest = bytes;
+        loop {
+            let frame = Frame::parse(rest)?;
+            if frame.kind == kind::HEADERS {
+                let [start, ..] = content(&frame, rest.get(HEADER..frame.whole())?)? else { return None };
+                return speaker(*start);
+            }
+            rest = rest.get(frame.whole()..)?;
+        }
+    }
+
+    fn session(&self, fresh: [bool; 2], kind: Kind, shown: Shown) -> Box<dyn Session> {
+        let sides = Side::BOTH.map(|side| Reader {
+            state: match side {
+                _ if !fresh[side.index()] => State::Lost,
+                Side::Request => State::Preface,
+                Side::Response => State::Settings,
+            },
+            table: Decoder::new((!fresh[side.index()]).then_some(JOINED)),
+            ..Reader::default()
+        });
+        let missed = !fresh[Side::Request.index()];
+        Box::new(Dialogue { kind, shown, sides, request_missed: missed, ..Dialogue::default() })
+    }
+}
+
+/// The connection goes on after HTTP/1.1: the response to `exchange` is the first that comes.
+pub(super) fn upgraded(exchange: u64, kind: Kind, shown: Shown) -> Box<dyn Session> {
+    let mut dialogue = Dialogue { kind, shown, next: exchange + 1, highest: 1, ..Dialogue::default() };
+    dialogue.sides[0].state = State::Preface;
+    dialogue.sides[1].state = State::Settings;
+    let mut stream = Stream::new(exchange);
+    stream.sides[Side::Request.index()].ended = true;
+    dialogue.streams.insert(1, stream);
+    Box::new(dialogue)
+}
+
+/// Which side has fields at its start that stand in the static table at these places (RFC 7541, appendix A):
+/// 1 to 7 are those of a request, 8 to 14 the status.
+fn speaker(first: u8) -> Option<Side> {
+    let index = match first {
+        0x80.. => first & 0x7f,
+        0x40.. => first & 0x3f,
+        0x20.. => return None,
+        _ => first & 0xf,
+    };
+    match index {
+        1..=7 => Some(Side::Request),
+        8..=14 => Some(Side::Response),
+        _ => None,
+    }
+}
+
+fn is_settings(frame: &Frame) -> bool {
+    frame.kind == kind::SETTINGS && frame.stream == 0 && frame.length.is_multiple_of(6) && frame.flags == 0
+}
+
+struct Dialogue {
+    kind: Kind,
+    shown: Shown,
+    sides: [Reader; 2],
+    streams: BTreeMap<u32, Stream>,
+    /// The id of the next exchange.
+    next: u64,
+    /// The highest stream that a client has opened.
+    highest: u32,
+    /// Requests were missed between the highest stream and the next one.
+    request_missed: bool,
+    /// Streams whose requests were missed, from the first to the last of each stretch.
+    missed: Vec<(u32, u32)>,
+    /// There are streams that may have ended in a gap.
+    doubts: bool,
+}
+
+impl Default for Dialogue {
+    fn default() -> Self {
+        Self {
+            kind: Kind::Server,
+            shown: Shown::default(),
+            sides: [Reader::default(), Reader::default()],
+            streams: BTreeMap::new(),
+            next: 0,
+            highest: 0,
+            request_missed: false,
+            missed: Vec::new(),
+            doubts: false,
+        }
+    }
+}
+
+/// How far one side was read.
+struct Reader {
+    state: State,
+    table: Decoder,
+    /// Where it was read up to; not known before anything was.
+    front: Option<u64>,
+    /// It goes on when the other side was read further.
+    waits: bool,
+    /// Frames of it were read.
+    spoke: bool,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self { state: State::Lost, table: Decoder::new(None), front: None, waits: false, spoke: false }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// The client's first bytes.
+    Preface,
+    /// The first frame of a side.
+    Settings,
+    Frame,
+    Data(Data),
+    /// What is left of a frame that says nothing here.
+    Skip(u64),
+    /// Where the next frame starts is not known.
+    Lost,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Data {
+    stream: u32,
+    content: u64,
+    padding: u64,
+    ends: bool,
+}
+
+/// A request with its response.
+struct Stream {
+    exchange: u64,
+    sides: [Message; 2],
+    /// The head of the response was read.
+    answered: bool,
+    connects: bool,
+    call: Option<Flavor>,
+    /// The head as that of a call, where it is not known whether it is one.
+    vague: Option<Box<RequestHead>>,
+    /// It was told that something is not known of it.
+    told: bool,
+}
+
+impl Stream {
+    fn new(exchange: u64) -> Self {
+        Self {
+            exchange,
+            sides: [Message::default(), Message::default()],
+            answered: false,
+            connects: false,
+            call: None,
+            vague: None,
+            told: false,
+        }
+    }
+}
+
+/// One side of an exchange.
+#[derive(Default)]
+struct Message {
+    content: u64,
+    ended: bool,
+    /// A part of it may lie in a gap.
+    doubtful: bool,
+    messages: Option<Messages>,
+}
+
+impl Session for Dialogue {
+    fn read(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        let progress = match self.sides[side.index()].state {
+            State::Preface => self.read_preface(input),
+            State::Settings | State::Frame => self.read_frame(side, input, events),
+            State::Data(data) => self.read_data(side, data, input, events),
+            State::Skip(left) => self.skip(side, left, input, events),
+            State::Lost => self.find(side, input),
+        };
+        let length = if let Progress::Read { length, .. } = progress { length } else { 0 };
+        let reader = &mut self.sides[side.index()];
+        reader.waits = progress == Progress::Wait;
+        reader.front = Some(input.position + length);
+        progress
+    }
+
+    fn content_ahead(&self, side: Side) -> u64 {
+        let State::Data(data) = self.sides[side.index()].state else { return 0 };
+        let stream = self.streams.get(&data.stream);
+        let messages = stream.and_then(|stream| stream.sides[side.index()].messages.as_ref());
+        messages.map_or(u64::MAX, Messages::ahead).min(data.content)
+    }
+
+    fn held(&self) -> usize {
+        /// A node of the tree beside it.
+        const STREAM: usize = size_of::<Stream>() * 3 / 2;
+        let tables: usize = self.sides.iter().map(|reader| reader.table.held()).sum();
+        size_of::<Self>() + self.streams.len() * STREAM + tables
+    }
+
+    fn is_certain(&self) -> bool {
+        self.sides.iter().all(|reader| reader.spoke)
+    }
+}
+
+impl Dialogue {
+    fn read_preface(&mut self, input: &Input<'_>) -> Progress {
+        let known = input.bytes.len().min(PREFACE.len());
+        if input.bytes[..known] != PREFACE[..known] {
+            return Progress::Invalid("no preface of HTTP/2");
+        }
+        let reader = &mut self.sides[Side::Request.index()];
+        if known == PREFACE.len() {
+            reader.state = State::Settings;
+            return Progress::Read { length: known as u64, class: Class::Parsed };
+        }
+        match input.after {
+            After::More => Progress::NeedMore,
+            After::Gap(_) => {
+                reader.lose(GAP);
+                self.request_missed = true;
+                skip_all(input)
+            }
+            After::End(_) => skip_all(input),
+        }
+    }
+
+    fn read_frame(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        let Some(frame) = Frame::parse(input.bytes) else { return self.unfinished(side, input, events) };
+        let reader = &mut self.sides[side.index()];
+        if matches!(reader.state, State::Settings) && !is_settings(&frame) {
+            return Progress::Invalid("no settings of HTTP/2");
+        }
+        let on_stream = frame.stream != 0;
+        let fits = match frame.kind {
+            kind::DATA | kind::HEADERS | kind::PUSH_PROMISE => on_stream,
+            kind::RST_STREAM => on_stream && frame.length == 4,
+            kind::SETTINGS => !on_stream && frame.length.is_multiple_of(6),
+            kind::GOAWAY => !on_stream && frame.length >= 8,
+            // Frames of one block are read together.
+            kind::CONTINUATION => false,
+            _ => true,
+        };
+        if !fits {
+            // A peer would end the connection; what seems to be a frame may be none.
+            self.lose(side, input.position, events);
+            return Progress::Read { length: 0, class: Class::Parsed };
+        }
+        let progress = match frame.kind {
+            kind::DATA => return self.begin_data(side, &frame, input, events),
+            kind::HEADERS | kind::PUSH_PROMISE => return self.read_block(side, &frame, input, events),
+            kind::RST_STREAM | kind::GOAWAY if frame.length <= CONTROL_MAX => {
+                let Some(payload) = input.bytes.get(HEADER..frame.whole()) else {
+                    return self.unfinished(side, input, events);
+                };
+                if frame.kind == kind::RST_STREAM {
+                    self.read_reset(side, &frame, payload, input, events)
+                } else {
+                    self.read_goaway(side, payload, input, events)
+                }
+            }
+            _ => self.skip_frame(side, &frame, input),
+        };
+        if let Progress::Read { .. } = progress {
+            self.sides[side.index()].spoke = true;
+        }
+        progress
+    }
+
+    /// What is there does not make a frame, or a block.
+    fn unfinished(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        match input.after {
+            After::More => Progress::NeedMore,
+            After::Gap(_) => {
+                self.lose(side, input.position, events);
+                skip_all(input)
+            }
+            After::End(_) => skip_all(input),
+        }
+    }
+
+    /// Its length is all that matters of a frame.
+    fn skip_frame(&mut self, side: Side, frame: &Frame, input: &Input<'_>) -> Progress {
+        let there = frame.whole().min(input.bytes.len());
+        let left = (frame.whole() - there) as u64;
+        self.sides[side.index()].state = if left == 0 { State::Frame } else { State::Skip(left) };
+        Progress::Read { length: there as u64, class: Class::Parsed }
+    }
+
+    fn skip(&mut self, side: Side, left: u64, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        let there = match (input.bytes.len() as u64, input.after) {
+            (0, After::Gap(gap)) => gap.length,
+            (0, _) => return Progress::NeedMore,
+            (there, _) => there,
+        };
+        if input.bytes.is_empty() && there > left {
+            self.lose(side, input.position, events);
+            return Progress::Read { length: there, class: Class::Unparsed };
+        }
+        let length = there.min(left);
+        self.sides[side.index()].state =
+            if length == left { State::Frame } else { State::Skip(left - length) };
+        Progress::Read { length, class: Class::Parsed }
+    }
+
+    fn begin_data(
+        &mut self,
+        side: Side,
+        frame: &Frame,
+        input: &Input<'_>,
+        events: &mut Vec<Event>,
+    ) -> Progress {
+        let (mut head, mut padding) = (HEADER, 0);
+        if frame.has(flag::PADDED) {
+            let Some(length) = input.bytes.get(HEADER) else { return self.unfinished(side, input, events) };
+            (head, padding) = (HEADER + 1, usize::from(*length));
+        }
+        let Some(content) = frame.whole().checked_sub(head + padding) else {
+            self.lose(side, input.position, events);
+            return Progress::Read { length: 0, class: Class::Parsed };
+        };
+        let data = Data {
+            stream: frame.stream,
+            content: content as u64,
+            padding: padding as u64,
+            ends: frame.has(flag::END_STREAM),
+        };
+        self.sides[side.index()].spoke = true;
+        self.go_on(side, data, input.position + head as u64, events);
+        Progress::Read { length: head as u64, class: Class::Parsed }
+    }
+
+    /// To what is left of a frame of content, or behind it.
+    fn go_on(&mut self, side: Side, data: Data, at: u64, events: &mut Vec<Event>) {
+        let over = data.content == 0 && data.padding == 0;
+        self.sides[side.index()].state = if over { State::Frame } else { State::Data(data) };
+        if over && data.ends {
+            self.end(side, data.stream, at, events);
+        }
+    }
+
+    fn read_data(&mut self, side: Side, data: Data, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        let there = match (input.bytes.len() as u64, input.after) {
+            (0, After::Gap(gap)) if gap.length > data.content + data.padding => {
+                self.lose(side, input.position, events);
+                return Progress::Read { length: gap.length, class: Class::Unparsed };
+            }
+            (0, After::Gap(gap)) => gap.length,
+            (0, _) => return Progress::NeedMore,
+            (there, _) => there,
+        };
+        let (length, class, left) = if data.content > 0 {
+            let length = there.min(data.content);
+            self.take_content(side, data.stream, length, input, events);
+            (length, Class::Body, Data { content: data.content - length, ..data })
+        } else {
+            let length = there.min(data.padding);
+            (length, Class::Parsed, Data { padding: data.padding - length, ..data })
+        };
+        self.go_on(side, left, input.position + length, events);
+        Progress::Read { length, class }
+    }
+
+    fn take_content(&mut self, side: Side, id: u32, length: u64, input: &Input<'_>, events: &mut Vec<Event>) {
+        // That of a stream that began before, or is over, is nobody's.
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let (exchange, shown, start) = (Some(stream.exchange), self.shown, input.position);
+        let message = &mut stream.sides[side.index()];
+        message.content += length;
+        let what = What::Data { length };
+        events.push(Event { side, exchange, start, end: start + length, what });
+        let Some(messages) = &mut message.messages else { return };
+        let found = |found| {
+            let (at, what) = match found {
+                Found::Message { size, end } => (start + end as u64, What::Message { size }),
+                Found::Trailers(trailers) => (start, What::Trailers(Some(trailers.response(shown)))),
+                Found::Lost => (start, What::Uncounted),
+            };
+            events.push(Event { side, exchange, start: at, end: at, what });
+        };
+        match input.bytes.get(..length as usize) {
+            Some(bytes) if !input.bytes.is_empty() => messages.read(bytes, found),
+            _ => messages.skip(length, found),
+        }
+    }
+
+    /// A block of fields, with the frames that it goes on in.
+    fn read_block(
+        &mut self,
+        side: Side,
+        frame: &Frame,
+        input: &Input<'_>,
+        events: &mut Vec<Event>,
+    ) -> Progress {
+        let mut at = frame.whole();
+        let mut pieces = Vec::new();
+        let Some(payload) = input.bytes.get(HEADER..at) else {
+            return self.unfinished_block(side, at, input, events);
+        };
+        let Some(first) = content(frame, payload) else {
+            self.lose(side, input.position, events);
+            return Progress::Read { length: 0, class: Class::Parsed };
+        };
+        let mut last = *frame;
+        while !last.has(flag::END_HEADERS) {
+            let Some(next) = input.bytes.get(at..).and_then(Frame::parse) else {
+                return self.unfinished_block(side, at + HEADER, input, events);
+            };
+            if next.kind != kind::CONTINUATION || next.stream != frame.stream {
+                self.lose(side, input.position, events);
+                return Progress::Read { length: at as u64, class: Class::Unparsed };
+            }
+            let Some(piece) = input.bytes.get(at + HEADER..at + next.whole()) else {
+                return self.unfinished_block(side, at + next.whole(), input, events);
+            };
+            pieces.push(piece);
+            at += next.whole();
+            last = next;
+        }
+        let joined;
+        let block = if pieces.is_empty() {
+            first
+        } else {
+            joined = [&[first], &pieces[..]].concat().concat();
+            &joined[..]
+        };
+        if frame.kind == kind::HEADERS && self.must_wait(side, frame.stream, input) {
+            return Progress::Wait;
+        }
+        let reader = &mut self.sides[side.index()];
+        let (mut fields, missing) = (Fields::default(), reader.table.missing());
+        let decoded = reader.table.decode(block, |field| fields.take(field, missing));
+        if decoded.is_err() {
+            // What stands before the error is right; nothing is known of the table after it.
+            reader.table.forget(GAP);
+            fields.take(hpack::Field { name: None, value: None }, Some(GAP));
+        }
+        reader.state = State::Frame;
+        reader.spoke = true;
+        if frame.kind == kind::HEADERS {
+            let block =
+                Block { stream: frame.stream, start: input.position, end: input.position + at as u64 };
+            match side {
+                Side::Request => self.handle_request(&block, &fields, events),
+                Side::Response => self.handle_response(&block, &fields, events),
+            }
+            if frame.has(flag::END_STREAM) {
+                self.end(side, frame.stream, block.end, events);
+            }
+        }
+        Progress::Read { length: at as u64, class: Class::Parsed }
+    }
+
+    /// More has to come, as far as `needed` at least.
+    fn unfinished_block(
+        &mut self,
+        side: Side,
+        needed: usize,
+        input: &Input<'_>,
+        events: &mut Vec<Event>,
+    ) -> Progress {
+        if needed <= BLOCK_MAX {
+            return self.unfinished(side, input, events);
+        }
+        self.lose(side, input.position, events);
+        Progress::Read { length: input.bytes.len() as u64, class: Class::Unparsed }
+    }
+
+    /// Whether what is said of the stream has to be held against what the other side said before.
+    fn must_wait(&self, side: Side, id: u32, input: &Input<'_>) -> bool {
+        let asking = &self.sides[Side::Request.index()];
+        let unknown = id > self.highest && id % 2 == 1;
+        side == Side::Response && unknown && (!input.settled || asking.waits)
+    }
+
+    fn handle_request(&mut self, block: &Block, fields: &Fields, events: &mut Vec<Event>) {
+        let id = block.stream;
+        if let Some(stream) = self.streams.get(&id) {
+            return events.push(block.event(Side::Request, stream, What::Trailers(None)));
+        }
+        // Trailers of a request that is over, or began before.
+        if id <= self.highest || !fields.asks || id % 2 == 0 {
+            return;
+        }
+        if std::mem::take(&mut self.request_missed) {
+            self.miss(self.highest + 1, id - 1);
+        }
+        self.highest = id;
+        let mut stream = Stream::new(self.next);
+        self.next += 1;
+        stream.call = fields.call();
+        stream.told = fields.missing().is_some();
+        stream.connects = fields.connects();
+        let is_call = stream.call.is_some();
+        if fields.is_vague() {
+            stream.vague = Some(Box::new(fields.request(self.kind, true)));
+        }
+        stream.sides[Side::Request.index()].messages = stream.call.map(Messages::new);
+        let what = What::Request(fields.request(self.kind, is_call));
+        events.push(block.event(Side::Request, &stream, what));
+        self.streams.insert(id, stream);
+        if self.doubts {
+            self.give_up_doubtful(block.end, events);
+        }
+    }
+
+    fn handle_response(&mut self, block: &Block, fields: &Fields, events: &mut Vec<Event>) {
+        let (id, shown) = (block.stream, self.shown);
+        let Some(stream) = self.streams.get_mut(&id) else {
+            let missed = (self.request_missed && id > self.highest) || self.is_missed(id) || id % 2 == 0;
+            if missed && fields.answers && !fields.is_interim() {
+                let what = What::Response(ResponseHead::default());
+                events.push(Event {
+                    side: Side::Response,
+                    exchange: None,
+                    start: block.start,
+                    end: block.end,
+                    what,
+                });
+            }
+            return;
+        };
+        if stream.call.is_none()
+            && let Some(call) = fields.call().or(fields.ends_a_call().then_some(Flavor::Plain))
+            && let Some(head) = stream.vague.take()
+        {
+            // Only now it shows that it is a call; its messages were not looked at.
+            stream.call = Some(call);
+            events.push(block.event(Side::Request, stream, What::Revised(*head)));
+            events.push(block.event(Side::Request, stream, What::Uncounted));
+        }
+        let is_call = stream.call.is_some();
+        let tells = !stream.told && fields.missing().is_some();
+        stream.told |= tells;
+        let what = if fields.is_interim() {
+            let status = fields.status.map(|status| Attribute::number("http.response.status_code", status));
+            What::Interim { attributes: status.into_iter().collect() }
+        } else if fields.answers || !stream.answered && fields.missing().is_some() {
+            stream.answered = true;
+            let flavor = fields.call().filter(|_| is_call).or(stream.call);
+            stream.sides[Side::Response.index()].messages = flavor.map(Messages::new);
+            What::Response(fields.response(is_call, stream.connects, tells, shown))
+        } else {
+            What::Trailers(fields.trailers(is_call, tells, shown))
+        };
+        events.push(block.event(Side::Response, stream, what));
+    }
+
+    /// One side has said all of a stream.
+    fn end(&mut self, side: Side, id: u32, at: u64, events: &mut Vec<Event>) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let message = &mut stream.sides[side.index()];
+        if message.ended {
+            return;
+        }
+        message.ended = true;
+        let mut attributes = Attributes::new();
+        if stream.call.is_none() && !message.doubtful {
+            let key = match side {
+                Side::Request => "http.request.body.size",
+                Side::Response => "http.response.body.size",
+            };
+            attributes.push(Attribute::number(key, message.content));
+        }
+        let exchange = Some(stream.exchange);
+        let event = |side, what| Event { side, exchange, start: at, end: at, what };
+        if message.messages.as_ref().is_some_and(|messages| !messages.is_whole()) {
+            events.push(event(side, What::Uncounted));
+        }
+        events.push(event(side, What::End { attributes }));
+        let asking = &stream.sides[Side::Request.index()];
+        let over = stream.sides.iter().all(|message| message.ended);
+        if !over && side == Side::Response && asking.doubtful {
+            // Whatever was to come of the request lies in the gap, or does not matter.
+            events.push(event(Side::Request, What::Cut));
+        } else if !over {
+            return;
+        }
+        self.streams.remove(&id);
+    }
+
+    fn read_reset(
+        &mut self,
+        side: Side,
+        frame: &Frame,
+        payload: &[u8],
+        input: &Input<'_>,
+        events: &mut Vec<Event>,
+    ) -> Progress {
+        // What the other side had said before counts.
+        let other = &self.sides[side.other().index()];
+        let opposite = input.marks.at(input.position).map_or(0, |mark| mark.opposite);
+        let behind = other.front.is_some_and(|front| front < opposite);
+        let reads_on = !other.waits && !matches!(other.state, State::Lost);
+        if behind && reads_on || self.must_wait(side, frame.stream, input) {
+            return Progress::Wait;
+        }
+        let (at, end) = (input.position, input.position + frame.whole() as u64);
+        if let Some(stream) = self.streams.remove(&frame.stream) {
+            let exchange = Some(stream.exchange);
+            let event = |side, what| Event { side, exchange, start: at, end, what };
+            let [asking, answering] = &stream.sides;
+            let what = if answering.ended && !asking.ended {
+                // All was said: the rest of the request is not wanted, or not sent.
+                event(Side::Request, What::End { attributes: Attributes::new() })
+            } else {
+                event(side, What::Abandoned { error: code(payload) })
+            };
+            events.push(what);
+        }
+        self.sides[side.index()].state = State::Frame;
+        Progress::Read { length: frame.whole() as u64, class: Class::Parsed }
+    }
+
+    /// The peer says which streams it has not looked at, and will not.
+    fn read_goaway(
+        &mut self,
+        side: Side,
+        payload: &[u8],
+        input: &Input<'_>,
+        events: &mut Vec<Event>,
+    ) -> Progress {
+        let last = payload.first_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last) & 0x7fff_ffff);
+        let length = (HEADER + payload.len()) as u64;
+        if side == Side::Response {
+            for (_, stream) in self.streams.split_off(&last.saturating_add(1)) {
+                let what = What::Abandoned { error: Text::new_static("GOAWAY") };
+                let (start, end) = (input.position, input.position + length);
+                events.push(Event { side, exchange: Some(stream.exchange), start, end, what });
+            }
+        }
+        self.sides[side.index()].state = State::Frame;
+        Progress::Read { length, class: Class::Parsed }
+    }
+
+    /// Where the next frame starts cannot be told, and blocks may have been missed.
+    fn lose(&mut self, side: Side, at: u64, events: &mut Vec<Event>) {
+        self.sides[side.index()].lose(GAP);
+        self.request_missed |= side == Side::Request;
+        for stream in self.streams.values_mut() {
+            let message = &mut stream.sides[side.index()];
+            if message.ended || message.doubtful {
+                continue;
+            }
+            message.doubtful = true;
+            self.doubts = true;
+            let event = |what| Event { side, exchange: Some(stream.exchange), start: at, end: at, what };
+            events.push(event(What::Hole));
+            if message.messages.take().is_some() {
+                events.push(event(What::Uncounted));
+            }
+        }
+    }
+
+    /// Streams that were doubtful for long have ended in the gap.
+    fn give_up_doubtful(&mut self, at: u64, events: &mut Vec<Event>) {
+        let old = self.highest.saturating_sub(2 * DOUBTFUL_MAX);
+        let is_doubtful = |stream: &Stream| stream.sides.iter().any(|message| message.doubtful);
+        let over: Vec<u32> =
+            self.streams.range(..old).filter(|(_, stream)| is_doubtful(stream)).map(|(id, _)| *id).collect();
+        for id in over {
+            let Some(stream) = self.streams.remove(&id) else { continue };
+            for side in Side::BOTH.into_iter().filter(|side| !stream.sides[side.index()].ended) {
+                let exchange = Some(stream.exchange);
+                // Times are those of the side that was just read.
+                events.push(Event { side, exchange, start: at, end: at, what: What::Cut });
+            }
+        }
+        self.doubts = self.streams.values().any(is_doubtful);
+    }
+
+    fn miss(&mut self, first: u32, last: u32) {
+        if first > last {
+            return;
+        }
+        if self.missed.len() == MISSED_MAX {
+            // The two oldest become one: a response of a stream between them may be counted too much.
+            let (_, last) = self.missed.remove(1);
+            self.missed[0].1 = last;
+        }
+        self.missed.push((first, last));
+    }
+
+    fn is_missed(&self, id: u32) -> bool {
+        self.missed.iter().any(|(first, last)| (*first..=*last).contains(&id))
+    }
+
+    fn find(&mut self, side: Side, input: &Input<'_>) -> Progress {
+        if input.bytes.is_empty() {
+            return skip_all(input);
+        }
+        let read = |length: usize| Progress::Read { length: length as u64, class: Class::Unparsed };
+        match frame::find(side, input.bytes, input.position, input.marks) {
+            Start::At(at) => {
+                self.sides[side.index()].state = State::Frame;
+                read(at)
+            }
+            Start::NotBefore(0)
+                if input.after == After::More && input.bytes.len() <= CONTROL_MAX + HEADER =>
+            {
+                Progress::NeedMore
+            }
+            Start::NotBefore(0) if input.after == After::More => read(1),
+            Start::NotBefore(0) => skip_all(input),
+            Start::NotBefore(at) => read(at),
+        }
+    }
+}
+
+impl Reader {
+    fn lose(&mut self, why: &'static str) {
+        self.state = State::Lost;
+        self.table.forget(why);
+    }
+}
+
+/// Where a block stands.
+struct Block {
+    stream: u32,
+    start: u64,
+    end: u64,
+}
+
+impl Block {
+    fn event(&self, side: Side, stream: &Stream, what: What) -> Event {
+        Event { side, exchange: Some(stream.exchange), start: self.start, end: self.end, what }
+    }
+}
+
+/// The part of a block in a frame that begins one; None if that is not possible.
+fn content<'a>(frame: &Frame, payload: &'a [u8]) -> Option<&'a [u8]> {
+    let (mut payload, mut padding) = (payload, 0);
+    if frame.has(flag::PADDED) {
+        let (length, rest) = payload.split_first()?;
+        (payload, padding) = (rest, usize::from(*length));
+    }
+    let before = match frame.kind {
+        // The stream that is promised.
+        kind::PUSH_PROMISE => 4,
+        _ if frame.has(flag::PRIORITY) => 5,
+        _ => 0,
+    };
+    payload.get(before..payload.len().checked_sub(padding)?)
+}
+
+/// The name of an error code, or its number.
+fn code(payload: &[u8]) -> Text {
+    let code = payload.first_chunk::<4>().map_or(0, |code| u32::from_be_bytes(*code));
+    error_name(code).map_or_else(|| smol_str::format_smolstr!("{code:#x}"), Text::new_static)
+}
+
+/// All that is there, and the gap behind it, cannot be told.
+fn skip_all(input: &Input<'_>) -> Progress {
+    let length = match (input.bytes.len() as u64, input.after) {
+        (0, After::Gap(gap)) => gap.length,
+        (length, _) => length,
+    };
+    if length == 0 { Progress::NeedMore } else { Progress::Read { length, class: Class::Unparsed } }
+}

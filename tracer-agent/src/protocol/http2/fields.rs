@@ -1,0 +1,153 @@
+//! The fields of a block that spans are made of.
+
+use super::hpack::Field;
+use crate::protocol::{
+    Attribute, Attributes, Kind, RequestHead, ResponseHead, Shown, Text, TraceParent,
+    grpc::{self, Flavor},
+    http::{self, Asked, Target},
+};
+
+/// None is what was not said, or is not known.
+#[derive(Debug, Default)]
+pub(super) struct Fields {
+    method: Option<Text>,
+    scheme: Option<Text>,
+    authority: Option<Text>,
+    path: Option<Text>,
+    /// Of an extended CONNECT (RFC 8441).
+    protocol: Option<Text>,
+    pub(super) status: Option<u16>,
+    host: Option<Text>,
+    user_agent: Option<Text>,
+    content_type: Option<Text>,
+    timeout: Option<Text>,
+    parent: Option<TraceParent>,
+    parents: u32,
+    trailers: grpc::Trailers,
+    /// There are fields that only the head of a request has, or that of a response.
+    pub(super) asks: bool,
+    pub(super) answers: bool,
+    /// Why a name or a value is not known.
+    missing: Option<&'static str>,
+}
+
+impl Fields {
+    /// `missing`: why something of the field may not be known.
+    pub(super) fn take(&mut self, field: Field<'_>, missing: Option<&'static str>) {
+        if field.name.is_none() || field.value.is_none() {
+            self.missing = missing.or(Some("too long"));
+        }
+        let Some(name) = field.name else { return };
+        let value = || field.value.map(Text::new);
+        match name {
+            ":method" => (self.method, self.asks) = (value(), true),
+            ":scheme" => (self.scheme, self.asks) = (value(), true),
+            ":authority" => (self.authority, self.asks) = (value(), true),
+            ":path" => (self.path, self.asks) = (value(), true),
+            ":protocol" => (self.protocol, self.asks) = (value(), true),
+            ":status" => {
+                let status = field.value.and_then(|value| value.parse().ok());
+                self.status = status.filter(|status| (100..1000).contains(status));
+                self.answers = true;
+            }
+            "host" => self.host = value(),
+            "user-agent" => self.user_agent = value(),
+            "content-type" => self.content_type = value(),
+            "grpc-timeout" => self.timeout = value(),
+            "traceparent" => {
+                self.parents += 1;
+                let parent = field.value.and_then(|value| http::trace_parent(value.as_bytes()));
+                self.parent = parent.filter(|_| self.parents == 1);
+            }
+            _ => {
+                if let Some(value) = field.value {
+                    self.trailers.add(name, value);
+                }
+            }
+        }
+    }
+
+    pub(super) fn call(&self) -> Option<Flavor> {
+        self.content_type.as_ref().and_then(|kind| Flavor::of(kind.as_bytes()))
+    }
+
+    /// Whether it is not known what the content is.
+    pub(super) fn is_vague(&self) -> bool {
+        self.content_type.is_none() && self.missing.is_some()
+    }
+
+    pub(super) fn missing(&self) -> Option<&'static str> {
+        self.missing
+    }
+
+    pub(super) fn is_interim(&self) -> bool {
+        self.status.is_some_and(|status| status < 200)
+    }
+
+    /// The head of a request, for a call or not.
+    pub(super) fn request(&self, kind: Kind, is_call: bool) -> RequestHead {
+        let (scheme, authority) = (self.scheme.as_deref(), self.authority.as_deref());
+        let connects = self.method.as_deref() == Some("CONNECT") && self.path.is_none();
+        let target = match &self.path {
+            Some(path) => Some(Target::of_parts(scheme, authority, path)),
+            None if connects => authority.map(|authority| Target::of(authority, true)),
+            None => None,
+        };
+        let asked = Asked {
+            method: self.method.as_deref(),
+            // The server is known by its name also where nothing else is.
+            host: self.authority.as_deref().or(self.host.as_deref()),
+            target,
+            version: "2",
+            user_agent: self.user_agent.as_deref().map(str::as_bytes),
+            content_type: self.content_type.as_deref().map(str::as_bytes),
+            parent: self.parent,
+            notes: self.missing.map(captured).into_iter().collect(),
+        };
+        match is_call {
+            true => grpc::request(&asked, self.timeout.as_deref()),
+            false => http::request(&asked, kind),
+        }
+    }
+
+    /// The last head of a response; `tells`: the exchange does not say yet that something of it is missing.
+    pub(super) fn response(&self, is_call: bool, connects: bool, tells: bool, shown: Shown) -> ResponseHead {
+        let stream = match self.status {
+            Some(200..300) if connects => Some("tunnel"),
+            Some(200..300)
+                if self.content_type.as_ref().is_some_and(|kind| http::is_event_stream(kind.as_bytes())) =>
+            {
+                Some("event_stream")
+            }
+            _ => None,
+        };
+        let mut head = match (is_call, self.status) {
+            (true, status) => grpc::response(status, &self.trailers, shown),
+            (false, Some(status)) => http::response(status, stream, Attributes::new()),
+            (false, None) => ResponseHead { stream, ..ResponseHead::default() },
+        };
+        head.attributes.extend(self.missing.filter(|_| tells).map(captured));
+        head
+    }
+
+    /// What follows the content, for a call or not.
+    pub(super) fn trailers(&self, is_call: bool, tells: bool, shown: Shown) -> Option<ResponseHead> {
+        let mut head = if is_call { self.trailers.response(shown) } else { ResponseHead::default() };
+        head.attributes.extend(self.missing.filter(|_| tells && is_call).map(captured));
+        (head != ResponseHead::default()).then_some(head)
+    }
+
+    pub(super) fn connects(&self) -> bool {
+        self.method.as_deref() == Some("CONNECT")
+    }
+
+    /// Whether only calls have such trailers.
+    pub(super) fn ends_a_call(&self) -> bool {
+        self.trailers.has_status()
+    }
+}
+
+/// Says why something of an exchange is not known.
+fn captured(why: &'static str) -> Attribute {
+    Attribute::word("tracer.capture", why)
+}
