@@ -59,8 +59,9 @@ pub struct Quiet {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hush {
-    /// Bytes that lie before the position, by direction: their length is enough.
-    Until([u64; 2]),
+    /// Bytes that lie before the position, by direction: their length is enough. And of frames of content
+    /// the header is, where that is said.
+    Content { until: [u64; 2], frames: bool },
     /// Anything: what comes is counted there.
     All(Bucket),
 }

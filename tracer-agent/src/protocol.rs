@@ -11,6 +11,7 @@ pub mod known;
 
 use smallvec::SmallVec;
 pub use smol_str::SmolStr as Text;
+pub use tracer_common::connection::Framing;
 
 use crate::{
     connection::stream::{After, Marks},
@@ -38,6 +39,11 @@ pub trait Protocol: Sync {
 
     /// The side that speaks from where [`Self::joins`] found it, if that can be told.
     fn speaker(&self, _bytes: &[u8]) -> Option<Side> {
+        None
+    }
+
+    /// How it lays out frames whose content need not be seen, if it has such. One protocol of the registry may.
+    fn framing(&self) -> Option<Framing> {
         None
     }
 
@@ -79,6 +85,11 @@ pub trait Session {
 
     /// Bytes of memory that it holds, about.
     fn held(&self) -> usize;
+
+    /// Its content is large, and nothing in it needs to be seen.
+    fn is_bulk(&self) -> bool {
+        false
+    }
 
     /// Both sides were seen to speak the protocol, also where no response was.
     fn is_certain(&self) -> bool {

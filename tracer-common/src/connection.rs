@@ -75,7 +75,8 @@ pub struct ConnectionState {
     pub bases: [u32; 2],
     /// Not 0 if the agent wants to be told nothing of it any more: one of [`ignored`], which it writes.
     pub ignored: u32,
-    pub padding: u32,
+    /// 1 if its frames are followed ([`Frames`]).
+    pub framed: u32,
 }
 
 /// What bytes of an ignored connection are counted as.
@@ -85,10 +86,54 @@ pub mod ignored {
     pub const OTHER: u32 = 3;
 }
 
-/// Value of the map of what need not be copied, by socket cookie, which the agent alone writes. By
-/// direction: calls that end at or before this position are told by their length alone, for content
-/// that the agent knows the length of.
-pub type Quiet = [u64; 2];
+/// Value of the map of what need not be copied, by socket cookie, which the agent alone writes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Quiet {
+    /// By direction: calls that end at or before this position are told by their length alone, for content
+    /// that the agent knows the length of.
+    pub until: [u64; 2],
+    /// 1 if of frames of content the header is enough, where frames are followed.
+    pub frames: u32,
+    pub padding: u32,
+}
+
+/// How a protocol lays out its frames: what the probes need to pass over content without knowing what it
+/// means. A header is a length and a kind at fixed places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Framing {
+    /// What a connection starts with, on the side that asks: the first bytes of it, and how many there are
+    /// before the first frame.
+    pub prefix: [u8; 16],
+    pub prefix_length: u32,
+    /// Bytes of a frame's header, 16 at most; where the length stands in it, in how many bytes, the most
+    /// significant first; and where the kind stands, which is one byte.
+    pub header: u32,
+    pub length_at: u32,
+    pub length_size: u32,
+    pub kind_at: u32,
+    /// Kinds from this one on are none, and of those before it a bit for each that holds content.
+    pub kinds: u32,
+    pub content: u32,
+}
+
+/// How far the frames of one direction were followed: a value of the probes' own map, by socket cookie and
+/// direction.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Frames {
+    /// Where the last call ended, as a sequence number: a position can be off by what moves just then.
+    pub sequence: u32,
+    pub padding: u32,
+    /// Of the current frame, bytes that are copied, and those after them that are not.
+    pub copy: u32,
+    pub skip: u32,
+    /// Bytes of the next header that moved already.
+    pub have: u32,
+    /// 0 if it is not known where frames start.
+    pub follows: u32,
+    pub header: [u8; 16],
+}
 
 /// Shorter calls are not looked up: to copy them costs no more.
 pub const QUIET_CALL_MIN: u32 = 512;

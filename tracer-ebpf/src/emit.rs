@@ -19,13 +19,14 @@ use tracer_common::{
 };
 
 use crate::{
+    frames,
     maps::{self, RECORDS, SCRATCH_SIZE, count},
     memory::{BY_ADDRESS, bounded, constant, copy_user, read_user},
     syscall::{self, Buffer, shape},
 };
 
 /// The most that is put together from pieces: header, any offset and any length stay in the scratch.
-const GATHER_MAX: u32 = 16128;
+pub(crate) const GATHER_MAX: u32 = 16128;
 const _: () = assert!(size_of::<Data>() + 2 * GATHER_MAX as usize <= SCRATCH_SIZE);
 
 /// Where several messages are looked at when the call is over: so many of them, and so many pieces of each.
@@ -94,19 +95,20 @@ impl Share {
 #[repr(C)]
 pub(crate) struct Outgoing {
     /// All that records of the call have in common; of several messages, of the next one.
-    first: Data,
-    buffer: Buffer,
+    pub(crate) first: Data,
+    pub(crate) buffer: Buffer,
     /// Bytes that moved, and those of them that are dealt with.
-    total: u32,
+    pub(crate) total: u32,
     done: u32,
     share: Share,
     padding: u32,
 }
 
 /// A call that moved bytes, told in one record or several. `first` has all but what differs between
-/// them; `total` is what the call moved.
+/// them; `total` is what the call moved, `framed` whether frames of it are followed, `saves` whether their
+/// content is not asked for.
 #[inline(always)]
-pub(crate) fn data(first: &Data, buffer: Buffer, total: u32) {
+pub(crate) fn data(first: &Data, buffer: Buffer, total: u32, framed: bool, saves: bool) {
     let direction = first.direction as u32 & 1;
     let Some(out) = maps::outgoing(direction) else { return };
     out.first = *first;
@@ -118,6 +120,9 @@ pub(crate) fn data(first: &Data, buffer: Buffer, total: u32) {
         core::ptr::write_volatile(&mut out.buffer, buffer);
         core::ptr::read_volatile(&out.buffer)
     };
+    if framed && frames::follow(direction, out, buffer, saves) {
+        return;
+    }
     match buffer.shape {
         shape::FLAT => flat(direction, out),
         shape::PIECES => pieces(direction, buffer.address, buffer.count, total, IOVECS_PER_CALL),
@@ -207,7 +212,7 @@ fn copied<const N: usize>(first: &Data, done: u32, length: u32, from: u64) {
 
 /// Bytes that moved and are not copied.
 #[inline(always)]
-fn gap(first: &Data, done: u32, length: u32, reason: u8) {
+pub(crate) fn gap(first: &Data, done: u32, length: u32, reason: u8) {
     let told = fixed(|record: &mut Data| {
         write(record, first, done, length);
         record.omitted = reason;
@@ -218,7 +223,7 @@ fn gap(first: &Data, done: u32, length: u32, reason: u8) {
 }
 
 #[inline(always)]
-fn write(record: &mut Data, first: &Data, done: u32, length: u32) {
+pub(crate) fn write(record: &mut Data, first: &Data, done: u32, length: u32) {
     *record = *first;
     record.position += done as u64;
     record.length = length;
@@ -289,9 +294,9 @@ fn pieces(direction: u32, address: u64, count: u64, total: u32, most: u32) {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Piece {
-    address: u64,
-    length: u64,
+pub(crate) struct Piece {
+    pub(crate) address: u64,
+    pub(crate) length: u64,
 }
 
 /// Takes as much of the current piece as fits. Returns 1 to end the loop.
@@ -369,15 +374,22 @@ fn skip_to_end(direction: u32) {
 
 /// Sends what is in the scratch and makes it ready for what follows.
 #[inline(always)]
-fn flush(direction: u32) {
+pub(crate) fn flush(direction: u32) {
+    flush_over(direction, 0, omitted::NOTHING);
+}
+
+/// The same, with so many bytes after it that are not copied.
+#[inline(always)]
+pub(crate) fn flush_over(direction: u32, over: u32, reason: u8) {
     let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
     let filled = bounded(walk.filled, GATHER_MAX);
-    if filled == 0 {
+    if filled == 0 && over == 0 {
         return;
     }
     // SAFETY: the scratch is larger than the fields, and aligned to 8.
     let record = unsafe { &mut *scratch.cast::<Data>() };
-    record.length = filled;
+    record.omitted = reason;
+    record.length = filled + over;
     record.captured = filled;
     record.header.size = size_of::<Data>() as u32 + filled;
     // SAFETY: the size stays in the scratch (asserted above).
@@ -386,9 +398,9 @@ fn flush(direction: u32) {
     };
     if result != 0 {
         count(Counter::LostRecords, 1);
-        lost(record.direction, filled);
+        lost(record.direction, filled + over);
     }
-    record.position += filled as u64;
+    record.position += (filled + over) as u64;
     walk.filled = 0;
 }
 
@@ -417,7 +429,7 @@ fn submit(record: *mut u8) {
 }
 
 #[inline(always)]
-fn crowded() -> bool {
+pub(crate) fn crowded() -> bool {
     let (waiting, size) = filling();
     waiting > size / CROWDED_FRACTION
 }

@@ -6,6 +6,7 @@
 //! - `select`: who is chosen
 //! - `syscall`: the call that moved the bytes: all that depends on the processor is there
 //! - `file`: the socket behind a file number
+//! - `frames`: what of a framed stream is passed over
 //! - `emit`: the only way out
 //! - `maps`, `memory`: what is shared with the agent, and the only raw pointers
 #![no_std]
@@ -13,6 +14,7 @@
 
 mod emit;
 mod file;
+mod frames;
 mod identity;
 mod maps;
 mod memory;

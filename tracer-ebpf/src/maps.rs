@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use tracer_common::{
     config::{Counter, File, NAME_SIZE},
-    connection::{ConnectionState, Quiet},
+    connection::{ConnectionState, Frames, Quiet},
 };
 
 /// Processes that meet something of the selection: tgid to `tracer_common::config::selected`.
@@ -49,6 +49,10 @@ static NAMED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// What need not be copied of a connection; written by the agent.
 #[map]
 pub(crate) static QUIET: LruHashMap<u64, Quiet> = LruHashMap::with_max_entries(16384, 0);
+
+/// How far frames were followed, by direction.
+#[map]
+pub(crate) static FRAMES: LruHashMap<u64, [Frames; 2]> = LruHashMap::with_max_entries(16384, 0);
 
 /// The way to the agent, who sets the size.
 #[map]
@@ -109,6 +113,16 @@ pub(crate) struct Walk {
     pub(crate) until_skip: u32,
     pub(crate) skip: u32,
     pub(crate) end: u32,
+    /// 1 if `pieces` is the only piece.
+    pub(crate) flat: u32,
+    /// Where frames are followed: why content is passed over, 0 if it is copied; how much was copied; and
+    /// how far the frames of the direction are.
+    pub(crate) saves: u32,
+    pub(crate) copied: u32,
+    pub(crate) padding: u32,
+    pub(crate) frames: Frames,
+    /// The header ends the frames: to the verifier, what is copied into it may end here.
+    pub(crate) room: [u64; 2],
 }
 
 impl Walk {

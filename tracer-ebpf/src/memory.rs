@@ -29,6 +29,10 @@ offsets! {
 // agent has a say in; the agent's own process; and whether connections are known by what the kernel calls
 // their socket, or by where it is (then the kernel gives no cookies to the programs that need them).
 offsets! { REQUIRED DECIDED_BY_AGENT OWN_PROCESS BY_ADDRESS }
+offsets! {
+    FRAMING_PREFIX_0 FRAMING_PREFIX_1 FRAMING_PREFIX_2 FRAMING_PREFIX_3 FRAMING_PREFIX_LENGTH
+    FRAMING_HEADER FRAMING_LENGTH_AT FRAMING_LENGTH_SIZE FRAMING_KIND_AT FRAMING_KINDS FRAMING_CONTENT
+}
 
 /// The value of one of the offsets above.
 #[macro_export]

@@ -7,14 +7,14 @@ use aya_ebpf::{
 use tracer_common::{
     config::Counter,
     connection::{
-        AF_INET6, AF_UNIX, COUNTED_START, ConnectionState, Direction, QUIET_CALL_MIN, Role, ignored,
+        AF_INET6, AF_UNIX, COUNTED_START, ConnectionState, Direction, QUIET_CALL_MIN, Quiet, Role, ignored,
     },
     record::{Closed, Data, Ended, Header, Opened, OpenedUnix, Shut, kind, omitted},
 };
 
 use crate::{
-    emit, identity,
-    maps::{CONNECTIONS, QUIET, count},
+    emit, frames, identity,
+    maps::{CONNECTIONS, FRAMES, QUIET, count},
     memory::{Typed, Untyped, copy_kernel, read_kernel},
     offset, process, select, syscall,
     tcp::{Positions, SOCK_STREAM, Socket, Tcp},
@@ -152,6 +152,9 @@ fn destroyed<S: Socket>(socket: S) -> i32 {
     let Some(state) = (unsafe { CONNECTIONS.get(&cookie) }).copied() else { return 0 };
     let _ = CONNECTIONS.remove(&cookie);
     let _ = QUIET.remove(&cookie);
+    if state.framed != 0 {
+        let _ = FRAMES.remove(&cookie);
+    }
     // What the socket says now is no evidence: a disconnect has moved its numbers on.
     emit::fixed(|record: &mut Closed| {
         *record = Closed {
@@ -293,17 +296,12 @@ fn moved<S: Socket>(
         return 0;
     }
     let call = call();
-    let buffer = if is_quiet(cookie, sent, position, result as u32) {
-        syscall::Buffer::none(omitted::QUIET)
-    } else if !sent && tcp.is_some() && flags & MSG_TRUNC != 0 {
-        syscall::Buffer::none(omitted::DISCARDED)
-    } else {
-        call.buffer
-    };
+    let quiet = quiet(cookie, result as u32);
+    let start = position.wrapping_sub(result as u64);
     let first = Data {
         header: emit::header::<Data>(kind::DATA),
         cookie,
-        position: position.wrapping_sub(result as u64),
+        position: start,
         opposite,
         length: 0,
         captured: 0,
@@ -313,7 +311,17 @@ fn moved<S: Socket>(
         direction: direction as u8,
         omitted: omitted::NOTHING,
     };
-    emit::data(&first, buffer, result as u32);
+    if start == (if tcp.is_some() { 0 } else { COUNTED_START }) && state.framed == 0 {
+        state.framed = frames::begin(&first, &call.buffer, result as u32) as u32;
+    }
+    let buffer = if position <= if sent { quiet.until[0] } else { quiet.until[1] } {
+        syscall::Buffer::none(omitted::QUIET)
+    } else if !sent && tcp.is_some() && flags & MSG_TRUNC != 0 {
+        syscall::Buffer::none(omitted::DISCARDED)
+    } else {
+        call.buffer
+    };
+    emit::data(&first, buffer, result as u32, state.framed != 0, quiet.frames != 0);
     0
 }
 
@@ -345,17 +353,14 @@ fn counted(state: &ConnectionState, sent: bool, result: i32) -> Positions {
     Positions { now: [first, second], bases: [0; 2] }
 }
 
-/// Whether the agent wants no more than the length of a call that ends at the position.
+/// What the agent does not ask for of a call of this length.
 #[inline(always)]
-fn is_quiet(cookie: u64, sent: bool, position: u64, length: u32) -> bool {
+fn quiet(cookie: u64, length: u32) -> Quiet {
     if length < QUIET_CALL_MIN {
-        return false;
+        return Quiet::default();
     }
     // SAFETY: the value is copied at once.
-    match unsafe { QUIET.get(&cookie) } {
-        Some(until) => position <= if sent { until[0] } else { until[1] },
-        None => false,
-    }
+    unsafe { QUIET.get(&cookie) }.copied().unwrap_or_default()
 }
 
 /// What is kept of a connection that the agent was told of.

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     pipeline::{Hush, Quiet},
+    protocol::{Framing, PROTOCOLS},
     stats::Bucket,
 };
 
@@ -39,7 +40,7 @@ pub struct Probes {
     undecided: HashMap<MapData, u32, [u64; 2]>,
     connections: HashMap<MapData, u64, Kept>,
     counters: PerCpuArray<MapData, u64>,
-    quiet: HashMap<MapData, u64, connection::Quiet>,
+    quiet: HashMap<MapData, u64, Hushed>,
 }
 
 /// Connections that have a name of ours, where the kernel gives none.
@@ -50,6 +51,9 @@ const BPF_EXIST: u64 = 2;
 
 /// [`ConnectionState`] as bytes.
 type Kept = [u8; size_of::<ConnectionState>()];
+
+/// [`connection::Quiet`] as bytes.
+type Hushed = [u8; size_of::<connection::Quiet>()];
 
 /// What is to be loaded.
 #[derive(Clone, Debug)]
@@ -133,6 +137,10 @@ impl Probes {
         loader.override_global("DECIDED_BY_AGENT", &by_agent, true);
         loader.override_global("OWN_PROCESS", &own, true);
         loader.override_global("BY_ADDRESS", &by_address, true);
+        let framing = PROTOCOLS.iter().find_map(|protocol| protocol.framing()).map(framing_constants);
+        for (name, value) in framing.iter().flatten() {
+            loader.override_global(name, value, true);
+        }
         if capture.knows_by_address() {
             loader.map_max_entries("IDENTITIES", IDENTITIES);
         }
@@ -220,8 +228,11 @@ impl Probes {
     pub fn quiet(&mut self, quiet: &Quiet) {
         let Quiet { cookie, hush } = quiet;
         match hush {
-            Hush::Until(until) => {
-                let _ = self.quiet.insert(cookie, until, 0);
+            Hush::Content { until, frames } => {
+                let quiet = connection::Quiet { until: *until, frames: u32::from(*frames), padding: 0 };
+                if let Ok(quiet) = <Hushed>::try_from(quiet.as_bytes()) {
+                    let _ = self.quiet.insert(cookie, quiet, 0);
+                }
             }
             Hush::All(bucket) => {
                 // The probes may write the other fields at the same time: of a connection that is ignored
@@ -380,4 +391,25 @@ fn sentence(error: anyhow::Error) -> anyhow::Error {
 
 fn denied(missing: &[&str]) -> anyhow::Error {
     anyhow!("probes need root, or {}: run it with sudo (`tracer doctor` says more)", missing.join(" and "))
+}
+
+/// A layout of frames, as the constants that the probes have for it.
+fn framing_constants(framing: Framing) -> [(&'static str, u32); 11] {
+    let word = |at: usize| {
+        let prefix = &framing.prefix;
+        u32::from_ne_bytes([prefix[at], prefix[at + 1], prefix[at + 2], prefix[at + 3]])
+    };
+    [
+        ("FRAMING_PREFIX_0", word(0)),
+        ("FRAMING_PREFIX_1", word(4)),
+        ("FRAMING_PREFIX_2", word(8)),
+        ("FRAMING_PREFIX_3", word(12)),
+        ("FRAMING_PREFIX_LENGTH", framing.prefix_length),
+        ("FRAMING_HEADER", framing.header),
+        ("FRAMING_LENGTH_AT", framing.length_at),
+        ("FRAMING_LENGTH_SIZE", framing.length_size),
+        ("FRAMING_KIND_AT", framing.kind_at),
+        ("FRAMING_KINDS", framing.kinds),
+        ("FRAMING_CONTENT", framing.content),
+    ]
 }

@@ -45,6 +45,7 @@ pub(super) struct Tracked {
     /// By direction, until where the kernel was told that it need not copy; and whether it was told that
     /// nothing is wanted at all.
     quiet: [u64; 2],
+    quiet_frames: bool,
     hushed: bool,
     /// What it came to, once that is known.
     verdict: Option<Verdict>,
@@ -157,8 +158,13 @@ impl Tracked {
         }
         let until =
             Direction::BOTH.map(|direction| self.quiet_until(direction).max(self.quiet[direction.index()]));
+        let frames = match &self.state {
+            State::Speaking(speaking) => speaking.session.is_bulk(),
+            _ => false,
+        };
         let before = std::mem::replace(&mut self.quiet, until);
-        (until != before).then_some(Hush::Until(until))
+        let changed = std::mem::replace(&mut self.quiet_frames, frames) != frames || until != before;
+        changed.then_some(Hush::Content { until, frames })
     }
 
     /// The kernel need not copy what lies before this position; 0 if there is nothing to save.

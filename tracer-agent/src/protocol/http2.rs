@@ -16,8 +16,8 @@ use self::{
     hpack::Decoder,
 };
 use super::{
-    Attribute, Attributes, Class, Event, Input, Kind, Progress, Protocol, RequestHead, ResponseHead, Session,
-    Shown, Side, Start, Text, Verdict, What,
+    Attribute, Attributes, Class, Event, Framing, Input, Kind, Progress, Protocol, RequestHead, ResponseHead,
+    Session, Shown, Side, Start, Text, Verdict, What,
     grpc::{self, Flavor, Found, Messages},
     http,
 };
@@ -31,6 +31,9 @@ const CONTROL_MAX: usize = 64 * 1024;
 
 /// A stream that may have ended in a gap is given up when so many were opened after it.
 const DOUBTFUL_MAX: u32 = 256;
+
+/// Content from this size on is large.
+const BULK: u64 = 256 * 1024;
 
 /// Stretches of stream ids that were missed.
 const MISSED_MAX: usize = 64;
@@ -80,6 +83,22 @@ impl Protocol for Http2 {
             }
             rest = rest.get(frame.whole()..)?;
         }
+    }
+
+    fn framing(&self) -> Option<Framing> {
+        let mut prefix = [0; 16];
+        prefix.copy_from_slice(&PREFACE[..16]);
+        Some(Framing {
+            prefix,
+            prefix_length: PREFACE.len() as u32,
+            header: HEADER as u32,
+            length_at: 0,
+            length_size: 3,
+            kind_at: 3,
+            // What extensions have in use lies below it.
+            kinds: 0x20,
+            content: 1 << kind::DATA,
+        })
     }
 
     fn session(&self, fresh: [bool; 2], kind: Kind, shown: Shown) -> Box<dyn Session> {
@@ -143,6 +162,9 @@ struct Dialogue {
     missed: Vec<(u32, u32)>,
     /// There are streams that may have ended in a gap.
     doubts: bool,
+    /// Some content was large; there were calls, whose messages are counted.
+    bulk: bool,
+    calls: bool,
 }
 
 impl Default for Dialogue {
@@ -157,6 +179,8 @@ impl Default for Dialogue {
             request_missed: false,
             missed: Vec::new(),
             doubts: false,
+            bulk: false,
+            calls: false,
         }
     }
 }
@@ -267,6 +291,10 @@ impl Session for Dialogue {
         const STREAM: usize = size_of::<Stream>() * 3 / 2;
         let tables: usize = self.sides.iter().map(|reader| reader.table.held()).sum();
         size_of::<Self>() + self.streams.len() * STREAM + tables
+    }
+
+    fn is_bulk(&self) -> bool {
+        self.bulk && !self.calls
     }
 
     fn is_certain(&self) -> bool {
@@ -438,6 +466,7 @@ impl Dialogue {
         let (exchange, shown, start) = (Some(stream.exchange), self.shown, input.position);
         let message = &mut stream.sides[side.index()];
         message.content += length;
+        self.bulk |= message.content > BULK;
         let what = What::Data { length };
         events.push(Event { side, exchange, start, end: start + length, what });
         let Some(messages) = &mut message.messages else { return };
@@ -567,6 +596,7 @@ impl Dialogue {
             stream.vague = Some(Box::new(fields.request(self.kind, true)));
         }
         stream.sides[Side::Request.index()].messages = stream.call.map(Messages::new);
+        self.calls |= is_call;
         let what = What::Request(fields.request(self.kind, is_call));
         events.push(block.event(Side::Request, &stream, what));
         self.streams.insert(id, stream);
@@ -597,6 +627,7 @@ impl Dialogue {
         {
             // Only now it shows that it is a call; its messages were not looked at.
             stream.call = Some(call);
+            self.calls = true;
             events.push(block.event(Side::Request, stream, What::Revised(*head)));
             events.push(block.event(Side::Request, stream, What::Uncounted));
         }

@@ -1,0 +1,277 @@
+//! Frames of a stream, by a layout that the agent describes: where they are followed from a connection's first
+//! byte on, content can be passed over and no header is.
+
+use core::mem::size_of;
+
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel};
+use tracer_common::{
+    config::RECORDS_PER_CALL,
+    connection::Frames,
+    record::{Data, omitted},
+};
+
+use crate::{
+    emit::{GATHER_MAX, Outgoing, Piece, crowded, flush, flush_over, gap, write},
+    maps::{self, FRAMES},
+    memory::{self, bounded, constant, copy_user, read_user},
+    syscall::{Buffer, shape},
+};
+
+/// Content that is not worth it is copied; of other content the start is, since messages within it may have
+/// headers of their own.
+const CONTENT_MIN: u32 = 512;
+const CONTENT_START: u32 = 16;
+
+/// Calls from this length on ask how full the ring is.
+const CROWDING_MIN: u32 = 1024;
+
+/// More is no frame.
+const LENGTH_MAX: u32 = 1 << 24;
+
+/// A header has no more bytes.
+const HEADER_MAX: u32 = 16;
+
+/// What one call may copy before content is passed over, and at most.
+const COPIED_MAX: u32 = (RECORDS_PER_CALL - 1) * GATHER_MAX;
+
+/// Steps of one call: one for each piece and frame, and some for each record.
+const STEPS: u32 = 4096;
+
+/// Follows a connection whose first bytes are those of the layout, if `first` tells of them. What was sent
+/// before in the other direction is taken for whole frames.
+#[inline(always)]
+pub(crate) fn begin(first: &Data, buffer: &Buffer, total: u32) -> bool {
+    let length = constant(&memory::FRAMING_PREFIX_LENGTH) as u32;
+    if length == 0 || total < size_of::<[u32; 4]>() as u32 {
+        return false;
+    }
+    let address = match buffer.shape {
+        shape::FLAT => buffer.address,
+        shape::PIECES => match read_user::<Piece>(buffer.address) {
+            Some(piece) if piece.length >= size_of::<[u32; 4]>() as u64 => piece.address,
+            _ => return false,
+        },
+        _ => return false,
+    };
+    let Some(start) = read_user::<[u32; 4]>(address) else { return false };
+    let prefix = [
+        &memory::FRAMING_PREFIX_0,
+        &memory::FRAMING_PREFIX_1,
+        &memory::FRAMING_PREFIX_2,
+        &memory::FRAMING_PREFIX_3,
+    ];
+    if start[0] != constant(prefix[0]) as u32
+        || start[1] != constant(prefix[1]) as u32
+        || start[2] != constant(prefix[2]) as u32
+        || start[3] != constant(prefix[3]) as u32
+    {
+        return false;
+    }
+    let [sent, received] = first.bases;
+    let both = if first.direction == 0 {
+        [starting(first.position, sent, length), starting(first.opposite, received, 0)]
+    } else {
+        [starting(first.opposite, sent, 0), starting(first.position, received, length)]
+    };
+    FRAMES.insert(&first.cookie, &both, 0).is_ok()
+}
+
+#[inline(always)]
+fn starting(position: u64, base: u32, copy: u32) -> Frames {
+    let sequence = (position as u32).wrapping_add(base);
+    Frames { sequence, padding: 0, copy, skip: 0, have: 0, follows: 1, header: [0; 16] }
+}
+
+#[inline(always)]
+fn kept(cookie: u64, direction: u32) -> Option<&'static mut Frames> {
+    let both = FRAMES.get_ptr_mut(&cookie)?.cast::<Frames>();
+    // SAFETY: one of the two of a value of the map, which lives as long as the program runs.
+    Some(unsafe { &mut *both.add((direction & 1) as usize) })
+}
+
+/// Tells of a call of a connection whose frames are followed; false if that has to be done in another way.
+#[inline(always)]
+pub(crate) fn follow(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: bool) -> bool {
+    let Some(frames) = kept(out.first.cookie, direction) else { return false };
+    if frames.follows == 0 {
+        return false;
+    }
+    let total = out.total;
+    // Calls of two threads at once, or bytes that no call was seen to move.
+    let base = if direction == 0 { out.first.bases[0] } else { out.first.bases[1] };
+    if frames.sequence != (out.first.position as u32).wrapping_add(base) {
+        frames.follows = 0;
+        return false;
+    }
+    frames.sequence = frames.sequence.wrapping_add(total);
+    if buffer.shape != shape::FLAT && buffer.shape != shape::PIECES {
+        pass_unseen(frames, total);
+        return false;
+    }
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return false };
+    // SAFETY: the scratch is larger than the fields, and aligned to 8.
+    write(unsafe { &mut *scratch.cast::<Data>() }, &out.first, 0, 0);
+    let flat = buffer.shape == shape::FLAT;
+    walk.start(buffer.address, if flat { 1 } else { buffer.count }, total, 0, 0);
+    walk.flat = flat as u32;
+    walk.copied = 0;
+    walk.saves = if saves {
+        omitted::QUIET as u32
+    } else if total > CROWDING_MIN && crowded() {
+        omitted::CROWDED as u32
+    } else {
+        0
+    };
+    walk.frames = *frames;
+    let mut argument = direction;
+    // SAFETY: the callback takes (index, argument) as the helper asks.
+    unsafe {
+        bpf_loop(STEPS, step as *const () as *mut _, (&raw mut argument).cast(), 0);
+    }
+    let Some(walk) = maps::walk(direction) else { return true };
+    flush(direction);
+    let left = walk.left;
+    frames.copy = walk.frames.copy;
+    frames.skip = walk.frames.skip;
+    frames.have = walk.frames.have;
+    frames.header = walk.frames.header;
+    frames.follows = walk.frames.follows;
+    if left > 0 {
+        frames.follows = 0;
+        let reason = if walk.fault != 0 { omitted::FAULT } else { omitted::OVER_BUDGET };
+        gap(&out.first, total.wrapping_sub(left), left, reason);
+    }
+    true
+}
+
+/// Bytes that cannot be looked at are content, or hide where frames start.
+#[inline(always)]
+fn pass_unseen(frames: &mut Frames, total: u32) {
+    if frames.copy >= total {
+        frames.copy -= total;
+    } else if frames.skip >= total - frames.copy {
+        frames.skip -= total - frames.copy;
+        frames.copy = 0;
+    } else {
+        frames.follows = 0;
+    }
+}
+
+/// Goes on by the rest of a piece, or to the next header. Returns 1 to end the loop.
+unsafe extern "C" fn step(_: u32, argument: *mut u32) -> i64 {
+    // SAFETY: the argument that `follow` gave to the loop.
+    let direction = unsafe { *argument } & 1;
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return 1 };
+    if walk.left == 0 || walk.index >= walk.count {
+        return 1;
+    }
+    if walk.skip == 0 && walk.frames.copy == 0 && walk.frames.skip > 0 {
+        let over = if walk.frames.skip > walk.left { walk.left } else { walk.frames.skip };
+        walk.frames.skip -= over;
+        walk.skip = over;
+        flush_over(direction, over, walk.saves as u8);
+        return 0;
+    }
+    let piece = if walk.flat != 0 {
+        Piece { address: walk.pieces, length: walk.left as u64 + walk.inside }
+    } else {
+        match read_user::<Piece>(walk.pieces + walk.index * size_of::<Piece>() as u64) {
+            Some(piece) => piece,
+            None => {
+                walk.fault = 1;
+                return 1;
+            }
+        }
+    };
+    let mut length = piece.length.wrapping_sub(walk.inside);
+    if length > walk.left as u64 {
+        length = walk.left as u64;
+    }
+    if walk.skip > 0 {
+        if length > walk.skip as u64 {
+            length = walk.skip as u64;
+        }
+        walk.skip -= length as u32;
+        return walk.pass(length, piece.length);
+    }
+    let size = constant(&memory::FRAMING_HEADER) as u32;
+    // What is left of the frame, and the header behind it.
+    let mut wanted = walk.frames.copy;
+    if walk.frames.skip == 0 {
+        wanted += size - walk.frames.have;
+    }
+    if length > wanted as u64 {
+        length = wanted as u64;
+    }
+    let filled = bounded(walk.filled, GATHER_MAX);
+    if length > (GATHER_MAX - filled) as u64 {
+        length = (GATHER_MAX - filled) as u64;
+    }
+    let length = bounded(length as u32, GATHER_MAX);
+    if length > 0 {
+        // SAFETY: fields + 2 * GATHER_MAX stay in the scratch (asserted in `emit`).
+        let read = unsafe {
+            copy_user(scratch.add(size_of::<Data>() + filled as usize), length, piece.address + walk.inside)
+        };
+        if !read {
+            walk.fault = 1;
+            return 1;
+        }
+    }
+    walk.filled = filled + length;
+    walk.copied += length;
+    let content = if length > walk.frames.copy { walk.frames.copy } else { length };
+    walk.frames.copy -= content;
+    let head = bounded(length - content, HEADER_MAX);
+    if head > 0 {
+        let have = bounded(walk.frames.have, HEADER_MAX);
+        let from = bounded(filled + content, GATHER_MAX);
+        // SAFETY: both lie within what they are part of; the header has room for what is added, since no more
+        // is taken than `size` in all.
+        unsafe {
+            let target = walk.frames.header.as_mut_ptr().add(have as usize);
+            let source = scratch.add(size_of::<Data>() + from as usize);
+            if have + head <= HEADER_MAX {
+                bpf_probe_read_kernel(target.cast(), bounded(head, HEADER_MAX - have), source.cast());
+            }
+        }
+        walk.frames.have = have + head;
+        if walk.frames.have >= size {
+            read_header(walk);
+        }
+    }
+    walk.pass(length as u64, piece.length);
+    if walk.filled >= GATHER_MAX {
+        flush(direction);
+    }
+    // Not all of a call can be copied, whatever it says.
+    (walk.copied > 2 * COPIED_MAX) as i64
+}
+
+/// A header is whole.
+#[inline(always)]
+fn read_header(walk: &mut maps::Walk) {
+    let header = &walk.frames.header;
+    let at = constant(&memory::FRAMING_LENGTH_AT) & 7;
+    let kind = header[constant(&memory::FRAMING_KIND_AT) & 15] as u32;
+    let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
+    let width = constant(&memory::FRAMING_LENGTH_SIZE) as u32 & 7;
+    let length = u32::from_be_bytes(bytes) >> ((32 - 8 * width) & 31);
+    walk.frames.have = 0;
+    walk.frames.copy = length;
+    walk.frames.skip = 0;
+    if kind >= constant(&memory::FRAMING_KINDS) as u32 || length > LENGTH_MAX {
+        // No such frame: what follows of the call is copied, and no longer followed.
+        walk.frames.follows = 0;
+        walk.frames.copy = u32::MAX - HEADER_MAX;
+        return;
+    }
+    if walk.saves == 0 && walk.copied > COPIED_MAX {
+        walk.saves = omitted::OVER_BUDGET as u32;
+    }
+    let is_content = constant(&memory::FRAMING_CONTENT) as u32 >> (kind & 31) & 1 != 0;
+    if walk.saves != 0 && is_content && length > CONTENT_MIN {
+        walk.frames.copy = CONTENT_START;
+        walk.frames.skip = length - CONTENT_START;
+    }
+}
