@@ -10,7 +10,7 @@ use tracer_common::{
     record::{Closed, Data, Ended, Header, Opened, Shut, kind},
 };
 
-use crate::{http, process::line};
+use crate::{http, http2, process::line};
 
 pub const PROCESS: u32 = 4711;
 const COOKIE: u64 = 99;
@@ -27,6 +27,17 @@ pub struct Dialogue {
     pub exchanges: Vec<String>,
     pub for_clients: Option<Vec<String>>,
     pub end: End,
+    /// The turns that hold the heads of the requests, where somebody has to know.
+    pub asked: Vec<usize>,
+    /// What can follow, if anything can.
+    pub tail: Option<Tail>,
+}
+
+/// Exchanges that can follow a dialogue: nothing of what was said before matters to them.
+#[derive(Clone, Debug)]
+pub struct Tail {
+    pub turns: Vec<(Direction, Vec<u8>)>,
+    pub exchanges: Vec<String>,
 }
 
 /// Who ends the connection.
@@ -50,15 +61,9 @@ pub struct Segment {
 
 impl Dialogue {
     pub fn server(name: &'static str, exchanges: &[&str], turns: &[(&str, &[u8])]) -> Self {
-        let exchanges = exchanges.iter().map(|line| (*line).to_owned()).collect();
-        let turns = turns
-            .iter()
-            .map(|(who, bytes)| {
-                let direction = if *who == "client" { Direction::Received } else { Direction::Sent };
-                (direction, bytes.to_vec())
-            })
-            .collect();
-        Self { name, role: Role::Server, turns, exchanges, for_clients: None, end: End::Server }
+        let Tail { turns, exchanges } = Tail::new(exchanges, turns);
+        let (for_clients, asked, tail) = (None, Vec::new(), None);
+        Self { name, role: Role::Server, turns, exchanges, for_clients, end: End::Server, asked, tail }
     }
 
     #[must_use]
@@ -70,6 +75,21 @@ impl Dialogue {
     pub fn for_clients(self, exchanges: &[&str]) -> Self {
         let exchanges = exchanges.iter().map(|line| (*line).to_owned()).collect();
         Self { for_clients: Some(exchanges), ..self }
+    }
+
+    /// Nothing can follow.
+    #[must_use]
+    pub fn last(self) -> Self {
+        Self { tail: None, ..self }
+    }
+
+    /// With what can follow, each turn of which is a record of its own. Returns how many they are.
+    pub fn add_tail(&mut self) -> usize {
+        let Some(tail) = self.tail.take() else { return 0 };
+        self.exchanges.extend(tail.exchanges);
+        let turns = tail.turns.len();
+        self.turns.extend(tail.turns);
+        turns
     }
 
     /// What the other end sees.
@@ -167,6 +187,17 @@ impl Dialogue {
         };
         end.push(closed(time + 1, [sent, received]));
         end
+    }
+}
+
+impl Tail {
+    pub fn new(exchanges: &[&str], turns: &[(&str, &[u8])]) -> Self {
+        let turns = turns.iter().map(|(who, bytes)| {
+            let direction = if *who == "client" { Direction::Received } else { Direction::Sent };
+            (direction, bytes.to_vec())
+        });
+        let exchanges = exchanges.iter().map(|line| (*line).to_owned()).collect();
+        Self { turns: turns.collect(), exchanges }
     }
 }
 
@@ -290,6 +321,7 @@ pub fn exchange(span: &str) -> String {
 pub fn samples(protocol: &str) -> Vec<Dialogue> {
     match protocol {
         "http" => http::dialogues(),
+        "http2" => http2::dialogues(),
         other => panic!("the laws have no dialogues for the protocol `{other}`: add some"),
     }
 }

@@ -1,6 +1,6 @@
 //! HTTP/1 as it travels: dialogues with the exchanges that are in them.
 
-use crate::dialogue::{Dialogue, End};
+use crate::dialogue::{Dialogue, End, Tail};
 
 /// Short ones, for the laws and for real sockets in every cut.
 pub fn dialogues() -> Vec<Dialogue> {
@@ -10,7 +10,19 @@ pub fn dialogues() -> Vec<Dialogue> {
         .map(|n| format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{}", n % 7, "z".repeat(n % 7)))
         .collect();
     let deep: Vec<String> = (0..40).map(|n| format!("GET /deep/{n} 200 {}", n % 7)).collect();
-    vec![
+    let web = format!(
+        "POST /shop.Cart/Web HTTP/1.1\r\nContent-Type: application/grpc-web+proto\r\n\
+         Content-Length: 7\r\n\r\n{}",
+        "\0\0\0\0\x02hi"
+    );
+    let web_text = "POST /shop.Cart/Text HTTP/1.1\r\nContent-Type: application/grpc-web-text\r\n\
+         Content-Length: 12\r\n\r\nAAAAAAJoaQ==";
+    let text = "AAAAAAJoaQ==gAAAACBncnBjLXN0YXR1czogNQ0KR1JQQy1NZXNzYWdlOiBubw0K";
+    let text_answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/grpc-web-text\r\nContent-Length: {}\r\n\r\n{text}",
+        text.len()
+    );
+    let mut all = vec![
         Dialogue::server(
             "keep-alive",
             &["GET /1 200 5", "HEAD /2 404 0", "GET /3 204 0"],
@@ -256,7 +268,54 @@ pub fn dialogues() -> Vec<Dialogue> {
                 ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok"),
             ],
         ),
-    ]
+        Dialogue::server(
+            "calls of the web over HTTP/1.1",
+            &[
+                "gRPC shop.Cart/Web OK 1>2",
+                "gRPC shop.Cart/Text NOT_FOUND 1>1",
+                "gRPC shop.Cart/Web UNIMPLEMENTED 1>0",
+                "gRPC shop.Cart/Text - 1>-",
+            ],
+            &[
+                ("client", web.as_bytes()),
+                (
+                    "server",
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/grpc-web+proto\r\nTransfer-Encoding: chunked\r\n\r\n",
+                ),
+                ("server", b"8\r\n\0\0\0\0\x03one\r\n5\r\n\0\0\0\0\x03\r\n"),
+                ("server", b"17\r\ntwo\x80\0\0\0\x0fgrpc-status:0\r\n\r\n0\r\n\r\n"),
+                ("client", web_text.as_bytes()),
+                ("server", text_answer.as_bytes()),
+                ("client", web.as_bytes()),
+                (
+                    "server",
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/grpc-web\r\ngrpc-status: 12\r\nContent-Length: 0\r\n\r\n",
+                ),
+                ("client", web_text.as_bytes()),
+                ("server", b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p/>"),
+            ],
+        ),
+    ];
+    let ends = ["until close", "a tunnel", "websocket", "leaves"];
+    for dialogue in &mut all {
+        if dialogue.name == "a tunnel refused" || !ends.iter().any(|end| dialogue.name.contains(end)) {
+            dialogue.tail = Some(tail());
+        }
+    }
+    all
+}
+
+/// Two exchanges in pieces that are records of their own.
+fn tail() -> Tail {
+    Tail::new(
+        &["GET /tail1 200 2", "GET /tail2 200 2"],
+        &[
+            ("client", b"GET /tail1 HTTP/1.1\r\nHost: a\r\n\r\n"),
+            ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+            ("client", b"GET /tail2 HTTP/1.1\r\nHost: a\r\n\r\n"),
+            ("server", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+        ],
+    )
 }
 
 /// What recipients read in different ways: seen, and marked.

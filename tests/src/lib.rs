@@ -1,7 +1,8 @@
-//! What the tests share: dialogues as records ([`dialogue`]) and those of HTTP ([`http`]), real
-//! processes ([`process`]), and collectors that behave as they are told ([`collector`]).
+//! What the tests share: dialogues as records ([`dialogue`]), those of HTTP/1 ([`http`]) and HTTP/2
+//! ([`http2`]), real processes ([`process`]), and collectors that behave as they are told ([`collector`]).
 
 pub mod collector;
 pub mod dialogue;
 pub mod http;
+pub mod http2;
 pub mod process;

@@ -415,7 +415,8 @@ impl Traced {
     }
 }
 
-/// `METHOD PATH STATUS BYTES` of a span, and what is odd about it.
+/// `METHOD PATH STATUS BYTES` of a span, or `gRPC METHOD STATUS ASKED>ANSWERED` with the numbers of messages;
+/// and what is odd about it.
 pub fn line(span: &Value) -> String {
     let attributes = &span["attributes"];
     let shown = |key: &str| match &attributes[key] {
@@ -430,12 +431,22 @@ pub fn line(span: &Value) -> String {
         }
         None => shown("url.path"),
     };
-    let mut line = format!(
-        "{} {path} {} {}",
-        shown("http.request.method"),
-        shown("http.response.status_code"),
-        shown("http.response.body.size")
-    );
+    let mut line = if attributes["rpc.system.name"].is_null() {
+        format!(
+            "{} {path} {} {}",
+            shown("http.request.method"),
+            shown("http.response.status_code"),
+            shown("http.response.body.size")
+        )
+    } else {
+        format!(
+            "gRPC {} {} {}>{}",
+            shown("rpc.method"),
+            shown("rpc.response.status_code"),
+            shown("tracer.request.message.count"),
+            shown("tracer.response.message.count")
+        )
+    };
     for (key, name) in [("stream", "stream"), ("outcome", "outcome"), ("partial", "partial")] {
         if let Some(value) = attributes[format!("tracer.{key}")].as_str() {
             line.push_str(&format!(" {name}={value}"));
@@ -443,6 +454,13 @@ pub fn line(span: &Value) -> String {
     }
     if !attributes["tracer.ambiguity"].is_null() {
         line.push_str(" ambiguous");
+    }
+    let (outcome, error) = (&attributes["tracer.outcome"], &attributes["error.type"]);
+    if !outcome.is_null() && !error.is_null() && outcome != error {
+        line.push_str(&format!(" error={}", shown("error.type")));
+    }
+    if let Some(why) = attributes["tracer.capture"].as_str() {
+        line.push_str(&format!(" capture={why}"));
     }
     line
 }

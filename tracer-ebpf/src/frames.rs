@@ -31,8 +31,9 @@ const LENGTH_MAX: u32 = 1 << 24;
 /// A header has no more bytes.
 const HEADER_MAX: u32 = 16;
 
-/// What one call may copy before content is passed over, and at most.
+/// What one call may copy before content is passed over; and at most, where it is full of headers.
 const COPIED_MAX: u32 = (RECORDS_PER_CALL - 1) * GATHER_MAX;
+const HEADERS_MAX: u32 = 4 << 20;
 
 /// Steps of one call: one for each piece and frame, and some for each record.
 const STEPS: u32 = 4096;
@@ -244,8 +245,8 @@ unsafe extern "C" fn step(_: u32, argument: *mut u32) -> i64 {
     if walk.filled >= GATHER_MAX {
         flush(direction);
     }
-    // Not all of a call can be copied, whatever it says.
-    (walk.copied > 2 * COPIED_MAX) as i64
+    let most = if walk.frames.follows != 0 { HEADERS_MAX } else { COPIED_MAX };
+    (walk.copied > most) as i64
 }
 
 /// A header is whole.
