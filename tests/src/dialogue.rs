@@ -1,5 +1,6 @@
 //! Dialogues as the records that the probes would write, cut as a test wants them.
 
+use serde_json::Value;
 use tracer_agent::{
     capture::{Record, encode, own},
     export::json,
@@ -27,7 +28,7 @@ pub struct Dialogue {
     pub exchanges: Vec<String>,
     pub for_clients: Option<Vec<String>>,
     pub end: End,
-    /// The turns that hold the heads of the requests, where somebody has to know.
+    /// The turns that hold the heads of the requests, where they may be answered in any order.
     pub asked: Vec<usize>,
     /// What can follow, if anything can.
     pub tail: Option<Tail>,
@@ -106,7 +107,7 @@ impl Dialogue {
     }
 
     /// For the player, see tests/workloads/src/player.rs.
-    pub fn script(&self) -> serde_json::Value {
+    pub fn script(&self) -> Value {
         let turns: Vec<_> = self
             .turns
             .iter()
@@ -309,12 +310,59 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Of a line of JSON.
 pub fn exchange(span: &str) -> String {
-    let mut span: serde_json::Value = serde_json::from_str(span).expect("a line that is no JSON");
+    let mut span: Value = serde_json::from_str(span).expect("a line that is no JSON");
     let object = span.as_object_mut().expect("a line that is no object");
     for key in ["traceId", "spanId", "startTimeUnixNano", "endTimeUnixNano", "events"] {
         object.remove(key);
     }
     span.to_string()
+}
+
+/// Whether what is said of an exchange is that of `held`: all of it, or a part where it says that the rest
+/// is not known. Both as [`exchange`] has them.
+pub fn is_of(seen: &str, held: &str) -> bool {
+    if seen == held {
+        return true;
+    }
+    let [seen, held]: [Value; 2] = [seen, held].map(|span| serde_json::from_str(span).expect("JSON"));
+    let (Some(parts), truth) = (seen["attributes"].as_object(), &held["attributes"]) else { return false };
+    let vague = !seen["attributes"]["tracer.capture"].is_null();
+    let partial = !seen["attributes"]["tracer.partial"].is_null();
+    let nameless = vague && ["HTTP", "grpc"].contains(&seen["name"].as_str().unwrap_or_default());
+    let alike = |key: &str| seen[key] == held[key];
+    (vague || partial)
+        && (alike("name") || nameless)
+        && ["kind", "resource"].into_iter().all(alike)
+        && (alike("status") || seen["status"]["code"] == "UNSET")
+        && (alike("parentSpanId") || seen["parentSpanId"].is_null())
+        && parts.iter().all(|(key, value)| match &key[..] {
+            "tracer.capture" | "tracer.partial" => true,
+            _ => *value == truth[key] || vague && is_of_call(key, value, truth),
+        })
+}
+
+/// Where it is not known that it is a call, it looks like any other request.
+fn is_of_call(key: &str, value: &Value, truth: &Value) -> bool {
+    let Some(method) = truth["rpc.method"].as_str() else { return false };
+    let path = format!("/{method}");
+    match key {
+        "http.request.method" => value == "POST",
+        "http.response.status_code" => value == 200,
+        "url.scheme" => value == "http",
+        "url.path" => *value == path[..],
+        "url.full" => value.as_str().is_some_and(|url| url.ends_with(&path)),
+        "http.request.body.size" | "http.response.body.size" => true,
+        _ => false,
+    }
+}
+
+/// Whether each of `seen` is another of `held`, see [`is_of`].
+pub fn are_of(seen: &[String], held: &[String]) -> bool {
+    let Some((first, rest)) = seen.split_first() else { return true };
+    (0..held.len()).filter(|at| is_of(first, &held[*at])).any(|at| {
+        let others = [&held[..at], &held[at + 1..]].concat();
+        are_of(rest, &others)
+    })
 }
 
 /// Dialogues for each protocol of the registry, by its name.

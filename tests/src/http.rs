@@ -17,7 +17,7 @@ pub fn dialogues() -> Vec<Dialogue> {
     );
     let web_text = "POST /shop.Cart/Text HTTP/1.1\r\nContent-Type: application/grpc-web-text\r\n\
          Content-Length: 12\r\n\r\nAAAAAAJoaQ==";
-    let text = "AAAAAAJoaQ==gAAAACBncnBjLXN0YXR1czogNQ0KR1JQQy1NZXNzYWdlOiBubw0K";
+    let text = "AAAAAAJoaQ==gAAAACJncnBjLXN0YXR1czogNQ0KR1JQQy1NZXNzYWdlOiBubw0K";
     let text_answer = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: application/grpc-web-text\r\nContent-Length: {}\r\n\r\n{text}",
         text.len()
@@ -274,7 +274,7 @@ pub fn dialogues() -> Vec<Dialogue> {
                 "gRPC shop.Cart/Web OK 1>2",
                 "gRPC shop.Cart/Text NOT_FOUND 1>1",
                 "gRPC shop.Cart/Web UNIMPLEMENTED 1>0",
-                "gRPC shop.Cart/Text - 1>-",
+                "gRPC shop.Cart/Text - 1>0",
             ],
             &[
                 ("client", web.as_bytes()),

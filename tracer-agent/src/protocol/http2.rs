@@ -607,20 +607,7 @@ impl Dialogue {
 
     fn handle_response(&mut self, block: &Block, fields: &Fields, events: &mut Vec<Event>) {
         let (id, shown) = (block.stream, self.shown);
-        let Some(stream) = self.streams.get_mut(&id) else {
-            let missed = (self.request_missed && id > self.highest) || self.is_missed(id) || id % 2 == 0;
-            if missed && fields.answers && !fields.is_interim() {
-                let what = What::Response(ResponseHead::default());
-                events.push(Event {
-                    side: Side::Response,
-                    exchange: None,
-                    start: block.start,
-                    end: block.end,
-                    what,
-                });
-            }
-            return;
-        };
+        let Some(stream) = self.streams.get_mut(&id) else { return };
         if stream.call.is_none()
             && let Some(call) = fields.call().or(fields.ends_a_call().then_some(Flavor::Plain))
             && let Some(head) = stream.vague.take()
@@ -650,7 +637,13 @@ impl Dialogue {
 
     /// One side has said all of a stream.
     fn end(&mut self, side: Side, id: u32, at: u64, events: &mut Vec<Event>) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            if side == Side::Response && self.is_missed(id) {
+                let what = What::Response(ResponseHead::default());
+                events.push(Event { side, exchange: None, start: at, end: at, what });
+            }
+            return;
+        };
         let message = &mut stream.sides[side.index()];
         if message.ended {
             return;
@@ -783,8 +776,10 @@ impl Dialogue {
         self.missed.push((first, last));
     }
 
+    /// Whether the request of a stream was missed, or was none: the server has pushed the response.
     fn is_missed(&self, id: u32) -> bool {
-        self.missed.iter().any(|(first, last)| (*first..=*last).contains(&id))
+        let before = self.request_missed && id > self.highest;
+        before || id % 2 == 0 || self.missed.iter().any(|(first, last)| (*first..=*last).contains(&id))
     }
 
     fn find(&mut self, side: Side, input: &Input<'_>) -> Progress {
