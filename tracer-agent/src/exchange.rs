@@ -10,6 +10,9 @@ use crate::{
 /// Interim responses that one exchange remembers.
 const INTERIM_MAX: usize = 16;
 
+/// Bytes of memory for what comes to an exchange later, about: its response, and counts of messages.
+const REST: usize = 512;
+
 /// A request with its response, as far as they were seen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exchange {
@@ -115,7 +118,14 @@ impl Exchanges {
         let side = event.side;
         match event.what {
             What::Request(_) => {}
-            What::Revised(head) => exchange.request = head,
+            What::Revised(head) => {
+                exchange.request = head;
+                // What was said of it as something else.
+                exchange.attributes.retain(|attribute| !attribute.key.starts_with("http."));
+                if let Some(response) = &mut exchange.response {
+                    *response = ResponseHead::default();
+                }
+            }
             What::Response(head) => {
                 exchange.response = Some(head);
                 exchange.response_start.get_or_insert(first_time);
@@ -154,6 +164,7 @@ impl Exchanges {
                 exchange.attributes.extend(attributes);
                 progress.ended[side.index()] = true;
             }
+            What::Over => progress.ended[side.index()] = true,
             // Who broke it off is known when the connection has ended.
             What::Reset { attributes } => exchange.attributes.extend(attributes),
             What::Abandoned { error } => return self.abandon(place, side, error, last_time),
@@ -175,6 +186,11 @@ impl Exchanges {
     /// One side gave it up at `time`.
     fn abandon(&mut self, place: usize, side: Side, error: Text, time: u64) -> Option<Box<Exchange>> {
         let mut exchange = self.take(place)?;
+        if exchange.cut[Side::Response.index()] {
+            // Whether that broke anything off lies in the gap.
+            exchange.outcome = Outcome::Hidden;
+            return Some(exchange);
+        }
         exchange.outcome = match side {
             Side::Request => Outcome::Aborted,
             Side::Response => Outcome::Reset,
@@ -197,11 +213,11 @@ impl Exchanges {
             let mut exchange = progress.exchange;
             let answered = progress.ended[Side::Response.index()];
             exchange.outcome = match answered {
-                true if exchange.cut[Side::Response.index()] => Outcome::Hidden,
+                _ if exchange.cut[Side::Response.index()] => Outcome::Hidden,
                 true => Outcome::Complete,
                 false => outcome,
             };
-            if !answered && outcome != Outcome::Hidden {
+            if !answered && exchange.outcome != Outcome::Hidden {
                 exchange.broken = Some(time);
             }
             exchange
@@ -234,7 +250,7 @@ impl Progress {
     fn start(request: RequestHead, process: u32, start: u64, end: u64) -> Self {
         Self {
             ended: [false; 2],
-            cost: size_of::<Self>() + size_of::<Exchange>() + request.cost(),
+            cost: size_of::<Self>() + size_of::<Exchange>() + REST + request.cost(),
             exchange: Box::new(Exchange {
                 process,
                 request,

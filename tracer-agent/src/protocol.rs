@@ -152,6 +152,8 @@ pub struct Input<'a> {
     /// The other side was read as far as it was when the first of `bytes` moved: what is not there
     /// now will not come.
     pub settled: bool,
+    /// Up to where the other side could be read.
+    pub other_end: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,6 +215,8 @@ pub enum What {
     Uncounted,
     /// More came to be known of the request.
     Revised(RequestHead),
+    /// Nothing more of it comes, or matters.
+    Over,
     /// The message is whole.
     End {
         attributes: Attributes,

@@ -168,7 +168,8 @@ impl Spans {
         }
         attributes.extend(exchange.attributes.drain(..));
         for side in Side::BOTH {
-            count_messages(exchange.messages.as_deref(), side, &mut attributes);
+            let messages = exchange.messages.as_deref().filter(|_| !exchange.cut[side.index()]);
+            count_messages(messages, side, &mut attributes);
         }
         if let Some(ends) = ends {
             ends.describe(&mut attributes, kind);

@@ -12,6 +12,9 @@ use crate::{
 /// A start that is not told from others by then is of no known protocol.
 const DETECT_MAX: usize = 64 * 1024;
 
+/// So many bytes of both sides are looked at each time that some come, for a protocol that goes on.
+const JOIN_OFTEN: usize = 1024;
+
 impl Tracked {
     /// Looks for the start of a protocol. Returns whether there is more to do.
     pub(super) fn detect(&mut self, run: &mut Run<'_>) -> bool {
@@ -54,7 +57,7 @@ impl Tracked {
     }
 
     fn detect_in(&mut self, requests: Direction, run: &mut Run<'_>) -> Detected {
-        let State::Detecting { seen } = &mut self.state else { return Detected::Nothing };
+        let State::Detecting { seen, .. } = &mut self.state else { return Detected::Nothing };
         let [stream, answer] =
             [requests, requests.other()].map(|direction| &self.connection.streams[direction.index()]);
         let (bytes, after) = stream.readable();
@@ -124,7 +127,7 @@ impl Tracked {
         {
             return detected;
         }
-        let State::Detecting { seen } = &mut self.state else { return Detected::Nothing };
+        let State::Detecting { seen, .. } = &mut self.state else { return Detected::Nothing };
         let seen = &mut seen[requests.index()];
         let stream = &self.connection.streams[requests.index()];
         let (bytes, _) = stream.readable();
@@ -156,6 +159,13 @@ impl Tracked {
             [requests, requests.other()].map(|direction| &self.connection.streams[direction.index()]);
         let (bytes, after) = asking.readable();
         let (answer, _) = answering.readable();
+        let State::Detecting { joining, .. } = &mut self.state else { return None };
+        // Much of it is looked at again when it has grown by a quarter.
+        let both = bytes.len() + answer.len();
+        if after == After::More && both > JOIN_OFTEN && both > *joining && both < *joining / 4 * 5 {
+            return Some(Detected::Nothing);
+        }
+        *joining = both;
         for protocol in PROTOCOLS {
             let asks = protocol.joins(Side::Request, bytes, asking.front(), asking.marks());
             let at = match asks {

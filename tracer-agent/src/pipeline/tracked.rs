@@ -57,8 +57,10 @@ pub(super) struct Tracked {
 
 pub(super) enum State {
     Detecting {
-        /// By direction, how many bytes were looked at in vain.
+        /// By direction, how many bytes were looked at in vain; and of both where a protocol was looked for
+        /// that has begun before.
         seen: [usize; 2],
+        joining: usize,
     },
     Speaking(Speaking),
     /// What it carries cannot be told; bytes are counted here.
@@ -83,7 +85,7 @@ pub(super) struct Speaking {
 
 impl Default for State {
     fn default() -> Self {
-        State::Detecting { seen: [0; 2] }
+        State::Detecting { seen: [0; 2], joining: 0 }
     }
 }
 
@@ -231,7 +233,8 @@ impl Tracked {
         let marks = stream.marks();
         let opposite = marks.at(stream.front()).map_or(0, |mark| mark.opposite);
         let settled = other.end() >= opposite || other.ending() == Some(Ending::Closed);
-        let input = Input { position: stream.front(), bytes, after, marks, settled };
+        let other_end = other.end();
+        let input = Input { position: stream.front(), bytes, after, marks, settled, other_end };
         speaking.answered |= side == Side::Response && !bytes.is_empty();
         let mut events = std::mem::take(run.events);
         let progress = speaking.session.read(side, &input, &mut events);

@@ -43,7 +43,7 @@ const OF_THE_SERVER: [&str; 6] =
     ["UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"];
 
 /// The longest trailers that come as a message.
-const TRAILERS_MAX: usize = 64 * 1024;
+pub(super) const TRAILERS_MAX: usize = 4 * 1024;
 
 /// How messages are carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,12 +56,16 @@ pub(super) enum Flavor {
 
 impl Flavor {
     pub(super) fn of(content_type: &[u8]) -> Option<Self> {
-        let rest = content_type.strip_prefix(b"application/grpc")?;
+        const TYPE: &[u8] = b"application/grpc";
+        let (start, rest) = content_type.split_at_checked(TYPE.len())?;
+        if !start.eq_ignore_ascii_case(TYPE) {
+            return None;
+        }
         let end = rest.iter().position(|byte| matches!(byte, b'+' | b';' | b' ')).unwrap_or(rest.len());
         match &rest[..end] {
             b"" => Some(Flavor::Plain),
-            b"-web" => Some(Flavor::Web),
-            b"-web-text" => Some(Flavor::WebText),
+            kind if kind.eq_ignore_ascii_case(b"-web") => Some(Flavor::Web),
+            kind if kind.eq_ignore_ascii_case(b"-web-text") => Some(Flavor::WebText),
             _ => None,
         }
     }
@@ -451,6 +455,7 @@ mod tests {
         assert_eq!(flavor("application/grpc+proto"), Some(Flavor::Plain));
         assert_eq!(flavor("application/grpc-web+proto"), Some(Flavor::Web));
         assert_eq!(flavor("application/grpc-web-text"), Some(Flavor::WebText));
+        assert_eq!(flavor("Application/gRPC-Web"), Some(Flavor::Web));
         assert_eq!((flavor("application/grpcish"), flavor("application/json")), (None, None));
         assert_eq!(duration("150m").as_deref(), Some("150ms"));
         assert_eq!((duration("123456789S"), duration("S"), duration("1x")), (None, None, None));

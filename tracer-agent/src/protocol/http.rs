@@ -14,7 +14,7 @@ pub(super) const METHODS: [&str; 10] =
 pub(super) const ATTRIBUTES: usize = 22;
 
 /// The longest text that a span carries: longer ones are cut, and the span says so.
-const TEXT_MAX: usize = 4096;
+pub(super) const TEXT_MAX: usize = 4096;
 
 /// The protocol of an exchange, for filters.
 pub(super) const NAME: &str = "http";

@@ -157,7 +157,13 @@ impl Session for Dialogue {
         if other.front.is_none() {
             other.front = input.marks.at(input.position).map(|mark| mark.opposite);
         }
+        if self.upgraded.is_some() && matches!(self.sides[side.index()].state, State::Head { .. }) {
+            // The request came to its end: what follows is the other protocol's.
+            self.sides[side.index()].state = State::Opaque;
+        }
+        let switched = self.sides.iter().all(|reader| matches!(reader.state, State::Opaque));
         let progress = match self.sides[side.index()].state {
+            State::Opaque if !switched => Progress::Wait,
             State::Head { searched } => self.read_head(side, searched, input, events),
             State::Body(_) => self.read_body(side, input, events),
             State::Lost => self.find_head(side, input, events),
@@ -183,7 +189,7 @@ impl Session for Dialogue {
 
     fn successor(&mut self) -> Option<(&'static str, Box<dyn Session>)> {
         let exchange = self.upgraded.take()?;
-        Some((http2::Http2.name(), http2::upgraded(exchange, self.kind, self.shown)))
+        Some((http2::Http2.name(), http2::upgraded(exchange, self.next, self.kind, self.shown)))
     }
 
     fn held(&self) -> usize {
@@ -251,6 +257,9 @@ impl Dialogue {
 
     /// Where the message that is read goes on cannot be told.
     fn cut(&mut self, side: Side, at: u64, events: &mut Vec<Event>) {
+        if self.sides[side.index()].messages.take().is_some() {
+            events.push(self.sides[side.index()].event(side, at, at, What::Uncounted));
+        }
         events.push(self.sides[side.index()].event(side, at, at, What::Cut));
         self.lose(side);
     }
@@ -258,8 +267,11 @@ impl Dialogue {
     /// A head that is none: the connection is not what it seemed, unless it was before, or something
     /// was missed.
     fn invalid(&mut self, side: Side, reason: &'static str, input: &Input<'_>) -> Progress {
-        if side == Side::Request && !self.pending.is_empty() && !input.settled {
-            // It moved after an answer that is still to come: that may have switched the protocol.
+        let opposite = input.marks.at(input.position).map_or(0, |mark| mark.opposite);
+        let behind = self.sides[side.other().index()].front.is_some_and(|front| front < opposite);
+        if side == Side::Request && !self.pending.is_empty() && (!input.settled || behind) {
+            // It moved after an answer that is still to come, or to be read: that may have switched the
+            // protocol.
             return Progress::Wait;
         }
         let reader = &self.sides[side.index()];
@@ -362,9 +374,12 @@ impl Dialogue {
             // The response proper is the first in the new protocol (RFC 7540, section 3.2).
             events.push(event(What::Interim { attributes: head.attributes }));
             self.pending.pop_front();
-            for side in &mut self.sides {
-                side.state = State::Opaque;
+            // Requests that were sent without waiting for it get no answer that can be told.
+            for missed in std::mem::take(&mut self.pending) {
+                let exchange = Some(missed.exchange);
+                events.push(Event { side: Side::Response, exchange, start, end: start, what: What::Cut });
             }
+            self.sides[Side::Response.index()].state = State::Opaque;
             self.upgraded = exchange;
             return Progress::Read { length: bytes.len() as u64, class: Class::Parsed };
         }
@@ -607,6 +622,9 @@ impl Reader {
             Side::Response => "http.response.body.size",
         };
         let attributes = smallvec![Attribute::number(key, self.content)];
+        if self.messages.take().is_some_and(|messages| !messages.is_whole()) {
+            events.push(self.event(side, at, at, What::Uncounted));
+        }
         let what = if whole { What::End { attributes } } else { What::Reset { attributes } };
         events.push(self.event(side, at, at, what));
         self.state = State::Head { searched: 0 };

@@ -8,7 +8,7 @@ mod fields;
 mod frame;
 mod hpack;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use self::{
     fields::Fields,
@@ -35,12 +35,18 @@ const DOUBTFUL_MAX: u32 = 256;
 /// Content from this size on is large.
 const BULK: u64 = 256 * 1024;
 
+/// Frames that one block may go on in.
+const CONTINUATIONS_MAX: usize = 64;
+
 /// Stretches of stream ids that were missed.
 const MISSED_MAX: usize = 64;
 
 /// Why fields are not known: by a table that was filled before, or by a gap.
 const JOINED: &str = "joined";
 const GAP: &str = "gap";
+
+/// Why a stream has no answer that the server will not look at.
+const GOAWAY: Text = Text::new_static("GOAWAY");
 
 pub(super) struct Http2;
 
@@ -78,8 +84,12 @@ impl Protocol for Http2 {
         loop {
             let frame = Frame::parse(rest)?;
             if frame.kind == kind::HEADERS {
-                let [start, ..] = content(&frame, rest.get(HEADER..frame.whole())?)? else { return None };
-                return speaker(*start);
+                let block = content(&frame, rest.get(HEADER..frame.whole())?)?;
+                // Before the first field the size of the table may change.
+                let first = block.iter().find(|byte| !(0x20..0x40).contains(*byte));
+                if let Some(side) = first.and_then(|first| speaker(*first)) {
+                    return Some(side);
+                }
             }
             rest = rest.get(frame.whole()..)?;
         }
@@ -116,9 +126,10 @@ impl Protocol for Http2 {
     }
 }
 
-/// The connection goes on after HTTP/1.1: the response to `exchange` is the first that comes.
-pub(super) fn upgraded(exchange: u64, kind: Kind, shown: Shown) -> Box<dyn Session> {
-    let mut dialogue = Dialogue { kind, shown, next: exchange + 1, highest: 1, ..Dialogue::default() };
+/// The connection goes on after HTTP/1.1: the response to `exchange` is the first that comes, and `next` the
+/// first exchange of its own.
+pub(super) fn upgraded(exchange: u64, next: u64, kind: Kind, shown: Shown) -> Box<dyn Session> {
+    let mut dialogue = Dialogue { kind, shown, next, highest: 1, ..Dialogue::default() };
     dialogue.sides[0].state = State::Preface;
     dialogue.sides[1].state = State::Settings;
     let mut stream = Stream::new(exchange);
@@ -133,7 +144,6 @@ fn speaker(first: u8) -> Option<Side> {
     let index = match first {
         0x80.. => first & 0x7f,
         0x40.. => first & 0x3f,
-        0x20.. => return None,
         _ => first & 0xf,
     };
     match index {
@@ -160,8 +170,12 @@ struct Dialogue {
     request_missed: bool,
     /// Streams whose requests were missed, from the first to the last of each stretch.
     missed: Vec<(u32, u32)>,
-    /// There are streams that may have ended in a gap.
-    doubts: bool,
+    /// Streams that may have ended in a gap.
+    doubts: BTreeSet<u32>,
+    /// The last stream that the server looks at, once it has said so.
+    last: Option<u32>,
+    /// Bytes that heads take which may still be needed, and messages that are held.
+    extra: usize,
     /// Some content was large; there were calls, whose messages are counted.
     bulk: bool,
     calls: bool,
@@ -178,7 +192,9 @@ impl Default for Dialogue {
             highest: 0,
             request_missed: false,
             missed: Vec::new(),
-            doubts: false,
+            doubts: BTreeSet::new(),
+            last: None,
+            extra: 0,
             bulk: false,
             calls: false,
         }
@@ -193,13 +209,22 @@ struct Reader {
     front: Option<u64>,
     /// It goes on when the other side was read further.
     waits: bool,
+    /// Up to where it was looked at when more was needed.
+    needs_more: Option<u64>,
     /// Frames of it were read.
     spoke: bool,
 }
 
 impl Default for Reader {
     fn default() -> Self {
-        Self { state: State::Lost, table: Decoder::new(None), front: None, waits: false, spoke: false }
+        Self {
+            state: State::Lost,
+            table: Decoder::new(None),
+            front: None,
+            waits: false,
+            needs_more: None,
+            spoke: false,
+        }
     }
 }
 
@@ -240,6 +265,12 @@ struct Stream {
 }
 
 impl Stream {
+    /// Bytes of memory that not every stream takes, about.
+    fn extra(&self) -> usize {
+        let trailers = self.call.filter(|call| call.is_web()).map_or(0, |_| 2 * grpc::TRAILERS_MAX);
+        trailers + self.vague.as_ref().map_or(0, |head| head.cost())
+    }
+
     fn new(exchange: u64) -> Self {
         Self {
             exchange,
@@ -258,13 +289,20 @@ impl Stream {
 struct Message {
     content: u64,
     ended: bool,
-    /// A part of it may lie in a gap.
+    /// A part of it may lie in a gap, and nothing was seen of it since.
     doubtful: bool,
+    /// A part of it may lie in a gap.
+    hole: bool,
     messages: Option<Messages>,
 }
 
 impl Session for Dialogue {
     fn read(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        // Where it stood when the other side was first seen, it begins.
+        let other = &mut self.sides[side.other().index()];
+        if other.front.is_none() {
+            other.front = input.marks.at(input.position).map(|mark| mark.opposite);
+        }
         let progress = match self.sides[side.index()].state {
             State::Preface => self.read_preface(input),
             State::Settings | State::Frame => self.read_frame(side, input, events),
@@ -275,7 +313,13 @@ impl Session for Dialogue {
         let length = if let Progress::Read { length, .. } = progress { length } else { 0 };
         let reader = &mut self.sides[side.index()];
         reader.waits = progress == Progress::Wait;
+        let end = input.position + input.bytes.len() as u64;
+        reader.needs_more = (progress == Progress::NeedMore).then_some(end);
         reader.front = Some(input.position + length);
+        if length > 0 {
+            // What it waits for may be there now.
+            self.sides[side.other().index()].waits = false;
+        }
         progress
     }
 
@@ -290,7 +334,7 @@ impl Session for Dialogue {
         /// A node of the tree beside it.
         const STREAM: usize = size_of::<Stream>() * 3 / 2;
         let tables: usize = self.sides.iter().map(|reader| reader.table.held()).sum();
-        size_of::<Self>() + self.streams.len() * STREAM + tables
+        size_of::<Self>() + self.streams.len() * STREAM + tables + self.extra
     }
 
     fn is_bulk(&self) -> bool {
@@ -336,16 +380,16 @@ impl Dialogue {
             kind::RST_STREAM => on_stream && frame.length == 4,
             kind::SETTINGS => !on_stream && frame.length.is_multiple_of(6),
             kind::GOAWAY => !on_stream && frame.length >= 8,
-            // Frames of one block are read together.
-            kind::CONTINUATION => false,
             _ => true,
         };
         if !fits {
             // A peer would end the connection; what seems to be a frame may be none.
             self.lose(side, input.position, events);
-            return Progress::Read { length: 0, class: Class::Parsed };
+            return Progress::Read { length: HEADER as u64, class: Class::Unparsed };
         }
         let progress = match frame.kind {
+            // Frames of one block are read together: of this one the start was missed.
+            kind::CONTINUATION => self.skip_block(side, &frame, input),
             kind::DATA => return self.begin_data(side, &frame, input, events),
             kind::HEADERS | kind::PUSH_PROMISE => return self.read_block(side, &frame, input, events),
             kind::RST_STREAM | kind::GOAWAY if frame.length <= CONTROL_MAX => {
@@ -415,8 +459,7 @@ impl Dialogue {
             (head, padding) = (HEADER + 1, usize::from(*length));
         }
         let Some(content) = frame.whole().checked_sub(head + padding) else {
-            self.lose(side, input.position, events);
-            return Progress::Read { length: 0, class: Class::Parsed };
+            return self.skip_frame(side, frame, input);
         };
         let data = Data {
             stream: frame.stream,
@@ -465,6 +508,7 @@ impl Dialogue {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let (exchange, shown, start) = (Some(stream.exchange), self.shown, input.position);
         let message = &mut stream.sides[side.index()];
+        message.doubtful = false;
         message.content += length;
         self.bulk |= message.content > BULK;
         let what = What::Data { length };
@@ -497,12 +541,12 @@ impl Dialogue {
         let Some(payload) = input.bytes.get(HEADER..at) else {
             return self.unfinished_block(side, at, input, events);
         };
-        let Some(first) = content(frame, payload) else {
-            self.lose(side, input.position, events);
-            return Progress::Read { length: 0, class: Class::Parsed };
-        };
+        let Some(first) = content(frame, payload) else { return self.skip_block(side, frame, input) };
         let mut last = *frame;
         while !last.has(flag::END_HEADERS) {
+            if pieces.len() >= CONTINUATIONS_MAX {
+                return self.unfinished_block(side, usize::MAX, input, events);
+            }
             let Some(next) = input.bytes.get(at..).and_then(Frame::parse) else {
                 return self.unfinished_block(side, at + HEADER, input, events);
             };
@@ -540,15 +584,23 @@ impl Dialogue {
         if frame.kind == kind::HEADERS {
             let block =
                 Block { stream: frame.stream, start: input.position, end: input.position + at as u64 };
+            let ends = frame.has(flag::END_STREAM);
             match side {
-                Side::Request => self.handle_request(&block, &fields, events),
+                Side::Request => self.handle_request(&block, &fields, ends, events),
                 Side::Response => self.handle_response(&block, &fields, events),
             }
-            if frame.has(flag::END_STREAM) {
+            if ends {
                 self.end(side, frame.stream, block.end, events);
             }
         }
         Progress::Read { length: at as u64, class: Class::Parsed }
+    }
+
+    /// A part of a block that cannot be decoded: what it inserts into the table is not known.
+    fn skip_block(&mut self, side: Side, frame: &Frame, input: &Input<'_>) -> Progress {
+        self.sides[side.index()].table.forget(GAP);
+        self.request_missed |= side == Side::Request;
+        self.skip_frame(side, frame, input)
     }
 
     /// More has to come, as far as `needed` at least.
@@ -568,18 +620,30 @@ impl Dialogue {
 
     /// Whether what is said of the stream has to be held against what the other side said before.
     fn must_wait(&self, side: Side, id: u32, input: &Input<'_>) -> bool {
-        let asking = &self.sides[Side::Request.index()];
-        let unknown = id > self.highest && id % 2 == 1;
-        side == Side::Response && unknown && (!input.settled || asking.waits)
+        side == Side::Response && id > self.highest && id % 2 == 1 && self.is_ahead(side, input)
     }
 
-    fn handle_request(&mut self, block: &Block, fields: &Fields, events: &mut Vec<Event>) {
+    /// Whether the other side can still be read up to where it was when the first byte of the input moved.
+    fn is_ahead(&self, side: Side, input: &Input<'_>) -> bool {
+        let other = &self.sides[side.other().index()];
+        let opposite = input.marks.at(input.position).map_or(0, |mark| mark.opposite);
+        let stuck = other.waits || other.needs_more == Some(input.other_end);
+        other.front.is_some_and(|front| front < opposite) && !(input.settled && stuck)
+    }
+
+    fn handle_request(&mut self, block: &Block, fields: &Fields, ends: bool, events: &mut Vec<Event>) {
         let id = block.stream;
-        if let Some(stream) = self.streams.get(&id) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.sides[Side::Request.index()].doubtful = false;
             return events.push(block.event(Side::Request, stream, What::Trailers(None)));
         }
         // Trailers of a request that is over, or began before.
-        if id <= self.highest || !fields.asks || id % 2 == 0 {
+        if id <= self.highest || id % 2 == 0 {
+            return;
+        }
+        // Trailers end the stream; what does not is a head, whether that shows or not.
+        if !fields.asks && (ends || fields.missing().is_none()) {
+            self.miss(id, id);
             return;
         }
         if std::mem::take(&mut self.request_missed) {
@@ -599,10 +663,20 @@ impl Dialogue {
         self.calls |= is_call;
         let what = What::Request(fields.request(self.kind, is_call));
         events.push(block.event(Side::Request, &stream, what));
-        self.streams.insert(id, stream);
-        if self.doubts {
-            self.give_up_doubtful(block.end, events);
+        if self.last.is_some_and(|last| id > last) {
+            events.push(block.event(Side::Response, &stream, What::Abandoned { error: GOAWAY }));
+            return;
         }
+        self.extra += stream.extra();
+        self.streams.insert(id, stream);
+        self.give_up_doubtful(block.end, events);
+    }
+
+    fn remove(&mut self, id: u32) -> Option<Stream> {
+        let stream = self.streams.remove(&id)?;
+        self.extra = self.extra.saturating_sub(stream.extra());
+        self.doubts.remove(&id);
+        Some(stream)
     }
 
     fn handle_response(&mut self, block: &Block, fields: &Fields, events: &mut Vec<Event>) {
@@ -613,11 +687,14 @@ impl Dialogue {
             && let Some(head) = stream.vague.take()
         {
             // Only now it shows that it is a call; its messages were not looked at.
+            self.extra = self.extra.saturating_sub(head.cost());
             stream.call = Some(call);
+            self.extra += stream.extra();
             self.calls = true;
             events.push(block.event(Side::Request, stream, What::Revised(*head)));
             events.push(block.event(Side::Request, stream, What::Uncounted));
         }
+        stream.sides[Side::Response.index()].doubtful = false;
         let is_call = stream.call.is_some();
         let tells = !stream.told && fields.missing().is_some();
         stream.told |= tells;
@@ -650,7 +727,7 @@ impl Dialogue {
         }
         message.ended = true;
         let mut attributes = Attributes::new();
-        if stream.call.is_none() && !message.doubtful {
+        if stream.call.is_none() && !message.hole {
             let key = match side {
                 Side::Request => "http.request.body.size",
                 Side::Response => "http.response.body.size",
@@ -659,7 +736,9 @@ impl Dialogue {
         }
         let exchange = Some(stream.exchange);
         let event = |side, what| Event { side, exchange, start: at, end: at, what };
-        if message.messages.as_ref().is_some_and(|messages| !messages.is_whole()) {
+        // Of a call whose head was not seen, or is cut within a message.
+        let counted = message.messages.as_ref().is_some_and(Messages::is_whole);
+        if stream.call.is_some() && !counted {
             events.push(event(side, What::Uncounted));
         }
         events.push(event(side, What::End { attributes }));
@@ -671,7 +750,7 @@ impl Dialogue {
         } else if !over {
             return;
         }
-        self.streams.remove(&id);
+        self.remove(id);
     }
 
     fn read_reset(
@@ -683,25 +762,26 @@ impl Dialogue {
         events: &mut Vec<Event>,
     ) -> Progress {
         // What the other side had said before counts.
-        let other = &self.sides[side.other().index()];
-        let opposite = input.marks.at(input.position).map_or(0, |mark| mark.opposite);
-        let behind = other.front.is_some_and(|front| front < opposite);
-        let reads_on = !other.waits && !matches!(other.state, State::Lost);
-        if behind && reads_on || self.must_wait(side, frame.stream, input) {
+        if self.is_ahead(side, input) {
             return Progress::Wait;
         }
         let (at, end) = (input.position, input.position + frame.whole() as u64);
-        if let Some(stream) = self.streams.remove(&frame.stream) {
-            let exchange = Some(stream.exchange);
-            let event = |side, what| Event { side, exchange, start: at, end, what };
-            let [asking, answering] = &stream.sides;
-            let what = if answering.ended && !asking.ended {
+        match self.remove(frame.stream) {
+            Some(stream) => {
+                let exchange = Some(stream.exchange);
+                let event = |side, what| Event { side, exchange, start: at, end, what };
                 // All was said: the rest of the request is not wanted, or not sent.
-                event(Side::Request, What::End { attributes: Attributes::new() })
-            } else {
-                event(side, What::Abandoned { error: code(payload) })
-            };
-            events.push(what);
+                let said = stream.sides[Side::Response.index()].ended;
+                events.push(match said {
+                    true => event(Side::Request, What::Over),
+                    false => event(side, What::Abandoned { error: code(payload) }),
+                });
+            }
+            None if side == Side::Response && self.is_missed(frame.stream) => {
+                let what = What::Response(ResponseHead::default());
+                events.push(Event { side, exchange: None, start: at, end, what });
+            }
+            None => {}
         }
         self.sides[side.index()].state = State::Frame;
         Progress::Read { length: frame.whole() as u64, class: Class::Parsed }
@@ -718,9 +798,11 @@ impl Dialogue {
         let last = payload.first_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last) & 0x7fff_ffff);
         let length = (HEADER + payload.len()) as u64;
         if side == Side::Response {
-            for (_, stream) in self.streams.split_off(&last.saturating_add(1)) {
-                let what = What::Abandoned { error: Text::new_static("GOAWAY") };
+            self.last = Some(last);
+            let ids: Vec<u32> = self.streams.range(last.saturating_add(1)..).map(|(id, _)| *id).collect();
+            for stream in ids.into_iter().filter_map(|id| self.remove(id)) {
                 let (start, end) = (input.position, input.position + length);
+                let what = What::Abandoned { error: GOAWAY };
                 events.push(Event { side, exchange: Some(stream.exchange), start, end, what });
             }
         }
@@ -732,36 +814,40 @@ impl Dialogue {
     fn lose(&mut self, side: Side, at: u64, events: &mut Vec<Event>) {
         self.sides[side.index()].lose(GAP);
         self.request_missed |= side == Side::Request;
-        for stream in self.streams.values_mut() {
+        for (id, stream) in &mut self.streams {
             let message = &mut stream.sides[side.index()];
-            if message.ended || message.doubtful {
+            if message.ended {
                 continue;
             }
             message.doubtful = true;
-            self.doubts = true;
+            self.doubts.insert(*id);
+            if std::mem::replace(&mut message.hole, true) {
+                continue;
+            }
             let event = |what| Event { side, exchange: Some(stream.exchange), start: at, end: at, what };
             events.push(event(What::Hole));
-            if message.messages.take().is_some() {
+            message.messages = None;
+            if stream.call.is_some() {
                 events.push(event(What::Uncounted));
             }
         }
     }
 
-    /// Streams that were doubtful for long have ended in the gap.
+    /// Streams of which nothing was seen for long have ended in the gap.
     fn give_up_doubtful(&mut self, at: u64, events: &mut Vec<Event>) {
         let old = self.highest.saturating_sub(2 * DOUBTFUL_MAX);
-        let is_doubtful = |stream: &Stream| stream.sides.iter().any(|message| message.doubtful);
-        let over: Vec<u32> =
-            self.streams.range(..old).filter(|(_, stream)| is_doubtful(stream)).map(|(id, _)| *id).collect();
-        for id in over {
-            let Some(stream) = self.streams.remove(&id) else { continue };
+        while let Some(id) = self.doubts.first().copied().filter(|id| *id < old) {
+            self.doubts.remove(&id);
+            let Some(stream) = self.streams.get(&id) else { continue };
+            if !stream.sides.iter().any(|message| message.doubtful) {
+                continue;
+            }
+            let Some(stream) = self.remove(id) else { continue };
             for side in Side::BOTH.into_iter().filter(|side| !stream.sides[side.index()].ended) {
                 let exchange = Some(stream.exchange);
-                // Times are those of the side that was just read.
                 events.push(Event { side, exchange, start: at, end: at, what: What::Cut });
             }
         }
-        self.doubts = self.streams.values().any(is_doubtful);
     }
 
     fn miss(&mut self, first: u32, last: u32) {

@@ -38,29 +38,40 @@ impl Fields {
             self.missing = missing.or(Some("too long"));
         }
         let Some(name) = field.name else { return };
-        let value = || field.value.map(Text::new);
+        let place = match name {
+            ":method" => &mut self.method,
+            ":scheme" => &mut self.scheme,
+            ":authority" => &mut self.authority,
+            ":path" => &mut self.path,
+            ":protocol" => &mut self.protocol,
+            "host" => &mut self.host,
+            "user-agent" => &mut self.user_agent,
+            "content-type" => &mut self.content_type,
+            "grpc-timeout" => &mut self.timeout,
+            _ => return self.take_other(name, field.value),
+        };
+        self.asks |= name.starts_with(':');
+        // The first counts; what is too long for a span is cut there, and said to be.
+        if let Some(value) = field.value.filter(|_| place.is_none()) {
+            let length = value.floor_char_boundary(http::TEXT_MAX + 1);
+            *place = Some(Text::new(&value[..length]));
+        }
+    }
+
+    fn take_other(&mut self, name: &str, value: Option<&str>) {
         match name {
-            ":method" => (self.method, self.asks) = (value(), true),
-            ":scheme" => (self.scheme, self.asks) = (value(), true),
-            ":authority" => (self.authority, self.asks) = (value(), true),
-            ":path" => (self.path, self.asks) = (value(), true),
-            ":protocol" => (self.protocol, self.asks) = (value(), true),
             ":status" => {
-                let status = field.value.and_then(|value| value.parse().ok());
+                let status = value.and_then(|value| value.parse().ok());
                 self.status = status.filter(|status| (100..1000).contains(status));
                 self.answers = true;
             }
-            "host" => self.host = value(),
-            "user-agent" => self.user_agent = value(),
-            "content-type" => self.content_type = value(),
-            "grpc-timeout" => self.timeout = value(),
             "traceparent" => {
                 self.parents += 1;
-                let parent = field.value.and_then(|value| http::trace_parent(value.as_bytes()));
+                let parent = value.and_then(|value| http::trace_parent(value.as_bytes()));
                 self.parent = parent.filter(|_| self.parents == 1);
             }
             _ => {
-                if let Some(value) = field.value {
+                if let Some(value) = value {
                     self.trailers.add(name, value);
                 }
             }

@@ -87,16 +87,18 @@ impl Frame {
     }
 
     /// Whether a peer that keeps to the rules sends it: what is asked of the bytes of a connection that was
-    /// joined. No side sends frames that only the other may.
-    fn is_strict(&self, side: Side) -> bool {
+    /// joined. No side sends frames that only the other may. The `first` of several is asked more.
+    fn is_strict(&self, side: Side, first: bool) -> bool {
         /// A larger one has to be allowed by the peer, and hides the next header for long.
         const LENGTH_MAX: usize = (1 << 16) - 1;
+        /// ALTSVC, ORIGIN (RFC 7838, 8336) and PRIORITY_UPDATE (RFC 9218).
+        const EXTENSIONS: [u8; 3] = [0xa, 0xc, 0x10];
         let (on_stream, flags) = (self.stream % 2 == 1, self.flags);
         let fits = match self.kind {
             // An empty one says that the stream ends, or nothing.
             kind::DATA => {
                 let empty = self.length == 0 && flags & flag::END_STREAM == 0;
-                on_stream && flags & !(flag::END_STREAM | flag::PADDED) == 0 && !empty
+                on_stream && flags & !(flag::END_STREAM | flag::PADDED) == 0 && !(first && empty)
             }
             kind::HEADERS => on_stream && flags & !0x2d == 0 && self.length > 0,
             kind::PRIORITY => self.stream != 0 && flags == 0 && self.length == 5,
@@ -110,17 +112,17 @@ impl Frame {
             kind::GOAWAY => self.stream == 0 && flags == 0 && self.length >= 8,
             kind::WINDOW_UPDATE => flags == 0 && self.length == 4,
             kind::CONTINUATION => on_stream && flags & !flag::END_HEADERS == 0,
-            _ => false,
+            kind => !first && EXTENSIONS.contains(&kind),
         };
-        fits && !self.reserved && self.length <= LENGTH_MAX
+        fits && !self.reserved && (!first || self.length <= LENGTH_MAX)
     }
 }
 
 /// Headers in a row that prove where frames start.
 const HEADERS_PROVE: usize = 3;
 
-/// Looks for frames that tile: three headers in a row, or fewer and an end where the record of a call ends.
-/// `position` is that of the first of `bytes`.
+/// Looks for frames that tile: three headers in a row, two where the record of a call starts or ends with
+/// them, or one frame that is all of a record. `position` is that of the first of `bytes`.
 pub(super) fn find(side: Side, bytes: &[u8], position: u64, marks: Marks<'_>) -> Start {
     // The upper byte of a length that is looked for.
     for at in memchr::memchr_iter(0, bytes) {
@@ -135,18 +137,20 @@ pub(super) fn find(side: Side, bytes: &[u8], position: u64, marks: Marks<'_>) ->
 
 /// None if that cannot be told yet.
 fn tiles(side: Side, bytes: &[u8], position: u64, marks: Marks<'_>) -> Option<bool> {
+    let starts = marks.starts_at(position);
     let mut at = 0;
-    for _ in 0..HEADERS_PROVE {
+    for headers in 1..=HEADERS_PROVE {
         let Some(rest) = bytes.get(at..) else { return None };
         let Some(frame) = Frame::parse(rest) else {
             return if matches!(rest, [] | [0, ..]) { None } else { Some(false) };
         };
-        if !frame.is_strict(side) || !is_possible(&frame, &rest[HEADER..]) {
+        if !frame.is_strict(side, headers == 1) || !is_possible(&frame, &rest[HEADER..]) {
             return Some(false);
         }
         at += frame.whole();
         // Where calls end frames do, and next to nothing else of this form.
-        if at <= bytes.len() && marks.starts_at(position + at as u64) {
+        let ends = at <= bytes.len() && marks.starts_at(position + at as u64);
+        if usize::from(starts) + usize::from(ends) + headers >= HEADERS_PROVE {
             return Some(true);
         }
     }

@@ -113,7 +113,11 @@ impl Decoder {
                 }
                 // The table's size changes (6.3).
                 0x20.. => {
-                    self.max = rest.number(5)?.min(SIZE_MAX);
+                    let max = rest.number(5)?;
+                    if max > SIZE_MAX {
+                        self.missing = self.missing.or(Some("limit"));
+                    }
+                    self.max = max.min(SIZE_MAX);
                     self.evict(self.max);
                 }
                 // A literal that does not (6.2.2, 6.2.3).
@@ -213,8 +217,8 @@ impl<'a> Reader<'a> {
             loop {
                 let (byte, after) = rest.split_first().ok_or(Malformed)?;
                 rest = after;
-                // No length and no index is as large.
-                if shift > 21 {
+                // No length and no index is as large, nor is any size of a table.
+                if shift > 28 {
                     return Err(Malformed);
                 }
                 number += usize::from(byte & 0x7f) << shift;

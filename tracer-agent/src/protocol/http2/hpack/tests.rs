@@ -32,7 +32,7 @@ fn integers_have_any_prefix() {
         assert_eq!(reader.number(prefix), Ok(number));
         assert!(reader.0.is_empty());
     }
-    for bytes in [&[31u8, 0xff, 0xff, 0xff, 0xff, 0x01][..], &[31], &[31, 0x80], &[]] {
+    for bytes in [&[31u8, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01][..], &[31], &[31, 0x80], &[]] {
         assert_eq!(Reader(bytes).number(5), Err(Malformed), "{bytes:?}");
     }
 }
@@ -161,7 +161,8 @@ fn what_was_inserted_before_stays_unknown() {
 fn after_an_error_nothing_is_taken_for_known() {
     let mut decoder = Decoder::new(None);
     decode(&mut decoder, &hex("8286 8441 0f77 7777 2e65 7861 6d70 6c65 2e63 6f6d")).unwrap();
-    for wrong in ["80", "ff 80 80 80 80 01", "c0", "40", "4085", "400a 63", "4081 00 00", "0084 ffff ffff 00"]
+    for wrong in
+        ["80", "ff 80 80 80 80 80 01", "c0", "40", "4085", "400a 63", "4081 00 00", "0084 ffff ffff 00"]
     {
         let mut decoder = Decoder::new(None);
         assert_eq!(decode(&mut decoder, &hex(wrong)), Err(Malformed), "{wrong}");
