@@ -69,6 +69,13 @@ fn build() -> Result<PathBuf> {
             .arg("tests/workloads/servers/server.go")
             .env("CGO_ENABLED", "0"),
     )?;
+    shell::run(
+        Command::new("go")
+            .args(["build", "-C", "tests/workloads/grpc/go", "-o"])
+            .arg(programs.join("grpc-go"))
+            .arg(".")
+            .env("CGO_ENABLED", "0"),
+    )?;
     Ok(programs)
 }
 

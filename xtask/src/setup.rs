@@ -16,7 +16,7 @@ const LINKER: &str = "0.13";
 const DEBIAN_RUST: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
 /// What the live tests run, and the package that has it.
-const TEST_PROGRAMS: [(&str, &str); 10] = [
+const TEST_PROGRAMS: [(&str, &str); 14] = [
     ("cc", "gcc"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
@@ -24,14 +24,22 @@ const TEST_PROGRAMS: [(&str, &str); 10] = [
     ("wrk", "wrk"),
     ("python3", "python3"),
     ("node", "nodejs"),
+    ("npm", "npm"),
+    ("h2load", "nghttp2-client"),
+    ("nghttpd", "nghttp2-server"),
+    ("tshark", "tshark"),
     ("go", "golang-go"),
     ("haproxy", "haproxy"),
     ("uwsgi", "uwsgi-core"),
 ];
 
 /// What the benchmark runs besides.
-const BENCH_PROGRAMS: [(&str, &str); 3] =
-    [("redis-server", "redis-server"), ("redis-benchmark", "redis-tools"), ("hey", "hey")];
+const BENCH_PROGRAMS: [(&str, &str); 4] = [
+    ("redis-server", "redis-server"),
+    ("redis-benchmark", "redis-tools"),
+    ("hey", "hey"),
+    ("h2load", "nghttp2-client"),
+];
 
 /// Without a program of its own to look for.
 const UWSGI_PYTHON: &str = "uwsgi-plugin-python3";
@@ -115,7 +123,8 @@ fn install_test_programs() -> Result<()> {
     if output("sh", &["-c", "ls /usr/lib/uwsgi/plugins/python3*"]).is_none() {
         install_packages(&[UWSGI_PYTHON])?;
     }
-    install_python_packages()
+    install_python_packages()?;
+    install_node_packages()
 }
 
 fn install_programs(programs: &[(&str, &'static str)]) -> Result<()> {
@@ -129,20 +138,40 @@ fn install_programs(programs: &[(&str, &'static str)]) -> Result<()> {
     install_packages(&missing)
 }
 
-/// Into an environment of their own, in cargo's folder: a client, and a collector.
+/// Into an environment of their own, in cargo's folder: a client, a collector, and gRPC.
 fn install_python_packages() -> Result<()> {
     let folder = python();
     let python = folder.join("bin/python3").display().to_string();
-    if works(&python, &["-c", "import gunicorn, requests, rotel"]) {
+    if works(&python, &["-c", "import grpc, gunicorn, requests, rotel"]) {
         return Ok(());
     }
-    println!("setup: Python's requests and gunicorn, and rotel, a collector, for the tests");
+    println!("setup: Python's requests, gunicorn and grpcio, and rotel, a collector, for the tests");
     let path = folder.display().to_string();
     if !works("python3", &["-m", "venv", &path]) {
         install_packages(&["python3-venv"])?;
         execute(Command::new("python3").args(["-m", "venv", &path]))?;
     }
-    execute(Command::new(&python).args(["-m", "pip", "install", "--quiet", "gunicorn", "requests", "rotel"]))
+    execute(
+        Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "gunicorn", "requests", "rotel"])
+            .args(["-r", "tests/workloads/grpc/python/requirements.txt"])
+            .current_dir(shell::root()),
+    )
+}
+
+/// Beside the program that needs them, in cargo's folder: Node looks for packages where a program is.
+fn install_node_packages() -> Result<()> {
+    let folder = shell::target().join("node");
+    let source = shell::root().join("tests/workloads/grpc/node");
+    std::fs::create_dir_all(&folder)?;
+    for name in ["lab.js", "package.json", "package-lock.json"] {
+        std::fs::copy(source.join(name), folder.join(name))?;
+    }
+    if folder.join("node_modules/@grpc/grpc-js/package.json").exists() {
+        return Ok(());
+    }
+    println!("setup: gRPC for Node, for the tests");
+    execute(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&folder))
 }
 
 /// Where the tests' Python is.

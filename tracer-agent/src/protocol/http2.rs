@@ -7,17 +7,19 @@
 mod fields;
 mod frame;
 mod hpack;
+mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::{
     fields::Fields,
-    frame::{Frame, HEADER, PREFACE, error_name, flag, kind},
+    frame::{Frame, HEADER, PREFACE, code, content, flag, is_settings, kind, speaker},
     hpack::Decoder,
+    state::{Data, Reader, State, Stream},
 };
 use super::{
-    Attribute, Attributes, Class, Event, Framing, Input, Kind, Progress, Protocol, RequestHead, ResponseHead,
-    Session, Shown, Side, Start, Text, Verdict, What,
+    Attribute, Attributes, Class, Event, Framing, Input, Kind, Progress, Protocol, ResponseHead, Session,
+    Shown, Side, Start, Text, Verdict, What,
     grpc::{self, Flavor, Found, Messages},
     http,
 };
@@ -138,25 +140,6 @@ pub(super) fn upgraded(exchange: u64, next: u64, kind: Kind, shown: Shown) -> Bo
     Box::new(dialogue)
 }
 
-/// Which side has fields at its start that stand in the static table at these places (RFC 7541, appendix A):
-/// 1 to 7 are those of a request, 8 to 14 the status.
-fn speaker(first: u8) -> Option<Side> {
-    let index = match first {
-        0x80.. => first & 0x7f,
-        0x40.. => first & 0x3f,
-        _ => first & 0xf,
-    };
-    match index {
-        1..=7 => Some(Side::Request),
-        8..=14 => Some(Side::Response),
-        _ => None,
-    }
-}
-
-fn is_settings(frame: &Frame) -> bool {
-    frame.kind == kind::SETTINGS && frame.stream == 0 && frame.length.is_multiple_of(6) && frame.flags == 0
-}
-
 struct Dialogue {
     kind: Kind,
     shown: Shown,
@@ -199,101 +182,6 @@ impl Default for Dialogue {
             calls: false,
         }
     }
-}
-
-/// How far one side was read.
-struct Reader {
-    state: State,
-    table: Decoder,
-    /// Where it was read up to; not known before anything was.
-    front: Option<u64>,
-    /// It goes on when the other side was read further.
-    waits: bool,
-    /// Up to where it was looked at when more was needed.
-    needs_more: Option<u64>,
-    /// Frames of it were read.
-    spoke: bool,
-}
-
-impl Default for Reader {
-    fn default() -> Self {
-        Self {
-            state: State::Lost,
-            table: Decoder::new(None),
-            front: None,
-            waits: false,
-            needs_more: None,
-            spoke: false,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum State {
-    /// The client's first bytes.
-    Preface,
-    /// The first frame of a side.
-    Settings,
-    Frame,
-    Data(Data),
-    /// What is left of a frame that says nothing here.
-    Skip(u64),
-    /// Where the next frame starts is not known.
-    Lost,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Data {
-    stream: u32,
-    content: u64,
-    padding: u64,
-    ends: bool,
-}
-
-/// A request with its response.
-struct Stream {
-    exchange: u64,
-    sides: [Message; 2],
-    /// The head of the response was read.
-    answered: bool,
-    connects: bool,
-    call: Option<Flavor>,
-    /// The head as that of a call, where it is not known whether it is one.
-    vague: Option<Box<RequestHead>>,
-    /// It was told that something is not known of it.
-    told: bool,
-}
-
-impl Stream {
-    /// Bytes of memory that not every stream takes, about.
-    fn extra(&self) -> usize {
-        let trailers = self.call.filter(|call| call.is_web()).map_or(0, |_| 2 * grpc::TRAILERS_MAX);
-        trailers + self.vague.as_ref().map_or(0, |head| head.cost())
-    }
-
-    fn new(exchange: u64) -> Self {
-        Self {
-            exchange,
-            sides: [Message::default(), Message::default()],
-            answered: false,
-            connects: false,
-            call: None,
-            vague: None,
-            told: false,
-        }
-    }
-}
-
-/// One side of an exchange.
-#[derive(Default)]
-struct Message {
-    content: u64,
-    ended: bool,
-    /// A part of it may lie in a gap, and nothing was seen of it since.
-    doubtful: bool,
-    /// A part of it may lie in a gap.
-    hole: bool,
-    messages: Option<Messages>,
 }
 
 impl Session for Dialogue {
@@ -638,7 +526,7 @@ impl Dialogue {
             return events.push(block.event(Side::Request, stream, What::Trailers(None)));
         }
         // Trailers of a request that is over, or began before.
-        if id <= self.highest || id % 2 == 0 {
+        if id <= self.highest || id.is_multiple_of(2) {
             return;
         }
         // Trailers end the stream; what does not is a head, whether that shows or not.
@@ -865,7 +753,9 @@ impl Dialogue {
     /// Whether the request of a stream was missed, or was none: the server has pushed the response.
     fn is_missed(&self, id: u32) -> bool {
         let before = self.request_missed && id > self.highest;
-        before || id % 2 == 0 || self.missed.iter().any(|(first, last)| (*first..=*last).contains(&id))
+        before
+            || id.is_multiple_of(2)
+            || self.missed.iter().any(|(first, last)| (*first..=*last).contains(&id))
     }
 
     fn find(&mut self, side: Side, input: &Input<'_>) -> Progress {
@@ -890,13 +780,6 @@ impl Dialogue {
     }
 }
 
-impl Reader {
-    fn lose(&mut self, why: &'static str) {
-        self.state = State::Lost;
-        self.table.forget(why);
-    }
-}
-
 /// Where a block stands.
 struct Block {
     stream: u32,
@@ -908,28 +791,6 @@ impl Block {
     fn event(&self, side: Side, stream: &Stream, what: What) -> Event {
         Event { side, exchange: Some(stream.exchange), start: self.start, end: self.end, what }
     }
-}
-
-/// The part of a block in a frame that begins one; None if that is not possible.
-fn content<'a>(frame: &Frame, payload: &'a [u8]) -> Option<&'a [u8]> {
-    let (mut payload, mut padding) = (payload, 0);
-    if frame.has(flag::PADDED) {
-        let (length, rest) = payload.split_first()?;
-        (payload, padding) = (rest, usize::from(*length));
-    }
-    let before = match frame.kind {
-        // The stream that is promised.
-        kind::PUSH_PROMISE => 4,
-        _ if frame.has(flag::PRIORITY) => 5,
-        _ => 0,
-    };
-    payload.get(before..payload.len().checked_sub(padding)?)
-}
-
-/// The name of an error code, or its number.
-fn code(payload: &[u8]) -> Text {
-    let code = payload.first_chunk::<4>().map_or(0, |code| u32::from_be_bytes(*code));
-    error_name(code).map_or_else(|| smol_str::format_smolstr!("{code:#x}"), Text::new_static)
 }
 
 /// All that is there, and the gap behind it, cannot be told.

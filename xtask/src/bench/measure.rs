@@ -59,25 +59,32 @@ fn measure(kind: Kind, rounds: usize, folder: &Path, programs: &Path, counted: b
     let requests = kind.requests(counted);
     let mut row = Row::new(kind);
     // What is set up once is no part of it.
-    load(kind, &server, requests / 4)?;
+    load(kind, folder, &server, requests / 4)?;
     for _ in 0..rounds {
-        let (cost, load_cost) = load(kind, &server, requests)?;
+        let (cost, load_cost) = load(kind, folder, &server, requests)?;
         row.server_off.push(cost / requests as f64);
         row.load_off.push(load_cost / requests as f64);
-        with_tracer(kind, &server, requests, programs, &mut row)?;
+        with_tracer(kind, folder, &server, requests, programs, &mut row)?;
     }
     Ok(row)
 }
 
 /// Returns what the server and the load generator have cost.
-fn load(kind: Kind, server: &Server, requests: u64) -> Result<(f64, f64)> {
+fn load(kind: Kind, folder: &Path, server: &Server, requests: u64) -> Result<(f64, f64)> {
     let before = cost_of_family(server.process.id())?;
-    let generator = Process::start(&mut kind.load(&server.address, requests))?;
+    let generator = Process::start(&mut kind.load(folder, &server.address, requests))?;
     let load = generator.finish().context("the load generator")?;
     Ok(((cost_of_family(server.process.id())? - before) as f64, load as f64))
 }
 
-fn with_tracer(kind: Kind, server: &Server, requests: u64, programs: &Path, row: &mut Row) -> Result<()> {
+fn with_tracer(
+    kind: Kind,
+    folder: &Path,
+    server: &Server,
+    requests: u64,
+    programs: &Path,
+    row: &mut Row,
+) -> Result<()> {
     let sink = Sink::start()?;
     let tracer = Tracer::start(kind, server, programs, &sink)?;
     row.start.push(tracer.cost()? as f64);
@@ -86,7 +93,7 @@ fn with_tracer(kind: Kind, server: &Server, requests: u64, programs: &Path, row:
     let idle = (tracer.cost()? - before) as f64 / IDLE.as_secs_f64();
     row.idle.push(idle / 1e9 * 100.0);
     let (before, started) = (tracer.cost()?, Instant::now());
-    let (cost, load_cost) = load(kind, server, requests)?;
+    let (cost, load_cost) = load(kind, folder, server, requests)?;
     row.server_on.push(cost / requests as f64);
     row.load_on.push(load_cost / requests as f64);
     // The last batch goes out a moment later.
@@ -103,7 +110,7 @@ fn with_tracer(kind: Kind, server: &Server, requests: u64, programs: &Path, row:
     if kind.spans() > 0 && sink.bytes.load(std::sync::atomic::Ordering::Relaxed) == 0 {
         bail!("no spans were sent");
     }
-    row.first_span.push(first_span(kind, server, programs)?);
+    row.first_span.push(first_span(kind, folder, server, programs)?);
     Ok(())
 }
 
@@ -159,16 +166,11 @@ impl Tracer {
 }
 
 /// From the start of the program to the first line on its output, while requests come all the time.
-fn first_span(kind: Kind, server: &Server, programs: &Path) -> Result<f64> {
+fn first_span(kind: Kind, folder: &Path, server: &Server, programs: &Path) -> Result<f64> {
     if kind.spans() == 0 {
         return Ok(f64::NAN);
     }
-    let mut load = kind.load(&server.address, 1_000_000);
-    if let Some(url) = load.get_args().last().map(|url| url.to_owned()) {
-        load = Command::new("hey");
-        load.args(["-cpus", "1", "-c", "1", "-q", "100", "-z", "20s"]).arg(url);
-        load.stdout(Stdio::null()).stderr(Stdio::null());
-    }
+    let mut load = kind.slow_load(folder, &server.address);
     let _load = Process::start(&mut load)?;
     let started = Instant::now();
     let mut command = Command::new(programs.join("tracer"));

@@ -21,14 +21,26 @@ pub(crate) enum Kind {
     NginxLargeCopied,
     /// net/http of Go, keep-alive, a small GET
     Go,
+    /// nginx over HTTP/2 without TLS, a small GET, several at once on each connection
+    NginxH2,
+    /// grpc-go, small unary calls, several at once on each connection
+    Grpc,
     /// redis, GET: a protocol that is not known
     Redis,
     /// The same with everything copied
     RedisCopied,
 }
 
-pub(super) const ALL: [Kind; 6] =
-    [Kind::Nginx, Kind::NginxLarge, Kind::NginxLargeCopied, Kind::Go, Kind::Redis, Kind::RedisCopied];
+pub(super) const ALL: [Kind; 8] = [
+    Kind::Nginx,
+    Kind::NginxLarge,
+    Kind::NginxLargeCopied,
+    Kind::Go,
+    Kind::NginxH2,
+    Kind::Grpc,
+    Kind::Redis,
+    Kind::RedisCopied,
+];
 
 impl Kind {
     pub(super) fn name(self) -> &'static str {
@@ -37,6 +49,8 @@ impl Kind {
             Kind::NginxLarge => "nginx-large",
             Kind::NginxLargeCopied => "nginx-large-copied",
             Kind::Go => "go",
+            Kind::NginxH2 => "nginx-h2",
+            Kind::Grpc => "grpc",
             Kind::Redis => "redis",
             Kind::RedisCopied => "redis-copied",
         }
@@ -58,8 +72,8 @@ impl Kind {
     /// Requests of one measurement; fewer where instructions are counted.
     pub(super) fn requests(self, counted: bool) -> u64 {
         match (self, counted) {
-            (Kind::Nginx | Kind::Go, true) => 6_000,
-            (Kind::Nginx | Kind::Go, false) => 40_000,
+            (Kind::Nginx | Kind::Go | Kind::NginxH2 | Kind::Grpc, true) => 6_000,
+            (Kind::Nginx | Kind::Go | Kind::NginxH2 | Kind::Grpc, false) => 40_000,
             (Kind::NginxLarge | Kind::NginxLargeCopied, true) => 160,
             (Kind::NginxLarge | Kind::NginxLargeCopied, false) => 1_600,
             (Kind::Redis | Kind::RedisCopied, true) => 20_000,
@@ -69,20 +83,34 @@ impl Kind {
 
     pub(super) fn start(self, folder: &Path, programs: &Path) -> Result<Server> {
         match self {
-            Kind::Nginx | Kind::NginxLarge | Kind::NginxLargeCopied => nginx(folder),
-            Kind::Go => go(folder, programs),
+            Kind::Nginx | Kind::NginxLarge | Kind::NginxLargeCopied => nginx(folder, ""),
+            Kind::NginxH2 => nginx(folder, " http2"),
+            Kind::Go => go(programs, "server-go", &[], &folder.join("go.log")),
+            Kind::Grpc => {
+                fs::write(folder.join("call"), CALL)?;
+                go(programs, "grpc-go", &["server"], Path::new("/dev/null"))
+            }
             Kind::Redis | Kind::RedisCopied => redis(folder),
         }
     }
 
     /// What loads the server: eight connections, one processor.
-    pub(super) fn load(self, address: &str, requests: u64) -> Command {
+    pub(super) fn load(self, folder: &Path, address: &str, requests: u64) -> Command {
         let requests = requests.to_string();
         let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
         let mut command;
         if matches!(self, Kind::Redis | Kind::RedisCopied) {
             command = Command::new("redis-benchmark");
             command.args(["-h", host, "-p", port, "-t", "get", "-c", "8", "-n", &requests, "-q"]);
+        } else if matches!(self, Kind::NginxH2 | Kind::Grpc) {
+            command = Command::new("h2load");
+            command.args(["-c", "2", "-m", "4", "-n", &requests]);
+            let path = if self == Kind::Grpc { "lab.Echo/Unary" } else { "" };
+            if self == Kind::Grpc {
+                command.arg("-d").arg(folder.join("call"));
+                command.args(["-H", "content-type: application/grpc", "-H", "te: trailers"]);
+            }
+            command.arg(format!("http://{address}/{path}"));
         } else {
             let path = match self {
                 Kind::NginxLarge | Kind::NginxLargeCopied => "large",
@@ -96,7 +124,27 @@ impl Kind {
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
+
+    /// A few requests all the time.
+    pub(super) fn slow_load(self, folder: &Path, address: &str) -> Command {
+        let load = self.load(folder, address, 1_000_000_000);
+        if load.get_program() != "hey" {
+            // New connections, of which everything is seen.
+            let arguments: Vec<_> = load.get_args().skip(6).map(std::ffi::OsStr::to_owned).collect();
+            let mut slow = Command::new("h2load");
+            slow.args(["-c", "1000", "-r", "50", "-n", "1000"]).args(arguments);
+            slow.stdout(Stdio::null()).stderr(Stdio::null());
+            return slow;
+        }
+        let mut slow = Command::new("hey");
+        slow.args(["-cpus", "1", "-c", "1", "-q", "100", "-z", "20s"]).args(load.get_args().last());
+        slow.stdout(Stdio::null()).stderr(Stdio::null());
+        slow
+    }
 }
+
+/// A message of gRPC: what the server is told to answer.
+const CALL: &[u8] = b"\0\0\0\0\x25status=0 count=1 size=100 sleep=0    ";
 
 pub(super) struct Server {
     pub(super) process: Process,
@@ -104,7 +152,7 @@ pub(super) struct Server {
 }
 
 /// One worker; bodies go through its memory, not by sendfile.
-fn nginx(folder: &Path) -> Result<Server> {
+fn nginx(folder: &Path, protocol: &str) -> Result<Server> {
     let port = free_port()?;
     fs::create_dir_all(folder.join("www"))?;
     fs::write(folder.join("www/large"), vec![b'l'; 1 << 20])?;
@@ -116,7 +164,7 @@ fn nginx(folder: &Path) -> Result<Server> {
          client_body_temp_path {folder_text}/body; proxy_temp_path {folder_text}/proxy;\n\
          fastcgi_temp_path {folder_text}/fastcgi; uwsgi_temp_path {folder_text}/uwsgi;\n\
          scgi_temp_path {folder_text}/scgi;\n\
-         server {{ listen 127.0.0.1:{port}; root {folder_text}/www;\n\
+         server {{ listen 127.0.0.1:{port}{protocol}; root {folder_text}/www;\n\
          location = / {{ return 200 \"hello\\n\"; }} }} }}\n"
     );
     let configuration = folder.join("nginx.conf");
@@ -140,10 +188,11 @@ fn ready(command: &mut Command, port: u16) -> Result<Server> {
     Ok(Server { process, address })
 }
 
-fn go(folder: &Path, programs: &Path) -> Result<Server> {
+/// A program of Go, which logs into a file and says first where it listens.
+fn go(programs: &Path, program: &str, arguments: &[&str], log: &Path) -> Result<Server> {
     use std::io::BufRead;
-    let mut command = Command::new(programs.join("server-go"));
-    command.arg(folder.join("go.log")).env("GOMAXPROCS", "1").stdout(Stdio::piped());
+    let mut command = Command::new(programs.join(program));
+    command.args(arguments).arg(log).env("GOMAXPROCS", "1").stdout(Stdio::piped());
     let mut process = Process::start(&mut command)?;
     let mut line = String::new();
     let out = process.0.stdout.take().context("no pipe")?;

@@ -2,7 +2,7 @@
 
 use crate::{
     connection::stream::Marks,
-    protocol::{Side, Start},
+    protocol::{Side, Start, Text},
 };
 
 /// Bytes of a frame's header.
@@ -140,7 +140,7 @@ fn tiles(side: Side, bytes: &[u8], position: u64, marks: Marks<'_>) -> Option<bo
     let starts = marks.starts_at(position);
     let mut at = 0;
     for headers in 1..=HEADERS_PROVE {
-        let Some(rest) = bytes.get(at..) else { return None };
+        let rest = bytes.get(at..)?;
         let Some(frame) = Frame::parse(rest) else {
             return if matches!(rest, [] | [0, ..]) { None } else { Some(false) };
         };
@@ -165,4 +165,45 @@ fn is_possible(frame: &Frame, payload: &[u8]) -> bool {
         (kind::WINDOW_UPDATE, Some(size)) => size != 0 && size < 1 << 31,
         _ => true,
     }
+}
+
+/// Which side has fields at its start that stand in the static table at these places (RFC 7541, appendix A):
+/// 1 to 7 are those of a request, 8 to 14 the status.
+pub(super) fn speaker(first: u8) -> Option<Side> {
+    let index = match first {
+        0x80.. => first & 0x7f,
+        0x40.. => first & 0x3f,
+        _ => first & 0xf,
+    };
+    match index {
+        1..=7 => Some(Side::Request),
+        8..=14 => Some(Side::Response),
+        _ => None,
+    }
+}
+
+pub(super) fn is_settings(frame: &Frame) -> bool {
+    frame.kind == kind::SETTINGS && frame.stream == 0 && frame.length.is_multiple_of(6) && frame.flags == 0
+}
+
+/// The part of a block in a frame that begins one; None if that is not possible.
+pub(super) fn content<'a>(frame: &Frame, payload: &'a [u8]) -> Option<&'a [u8]> {
+    let (mut payload, mut padding) = (payload, 0);
+    if frame.has(flag::PADDED) {
+        let (length, rest) = payload.split_first()?;
+        (payload, padding) = (rest, usize::from(*length));
+    }
+    let before = match frame.kind {
+        // The stream that is promised.
+        kind::PUSH_PROMISE => 4,
+        _ if frame.has(flag::PRIORITY) => 5,
+        _ => 0,
+    };
+    payload.get(before..payload.len().checked_sub(padding)?)
+}
+
+/// The name of an error code, or its number.
+pub(super) fn code(payload: &[u8]) -> Text {
+    let code = payload.first_chunk::<4>().map_or(0, |code| u32::from_be_bytes(*code));
+    error_name(code).map_or_else(|| smol_str::format_smolstr!("{code:#x}"), Text::new_static)
 }
