@@ -124,7 +124,8 @@ pub struct Framing {
 pub struct Frames {
     /// Where the last call ended, as a sequence number: a position can be off by what moves just then.
     pub sequence: u32,
-    pub padding: u32,
+    /// Why content is passed over, 0 if it is not: as it was at the last long call.
+    pub saves: u32,
     /// Of the current frame, bytes that are copied, and those after them that are not.
     pub copy: u32,
     pub skip: u32,

@@ -29,6 +29,10 @@ use crate::{
 pub(crate) const GATHER_MAX: u32 = 16128;
 const _: () = assert!(size_of::<Data>() + 2 * GATHER_MAX as usize <= SCRATCH_SIZE);
 
+/// Short calls, and how few pieces are read at once.
+pub(crate) const SHORT_MAX: u32 = 512;
+pub(crate) const PIECES_FEW: usize = 4;
+
 /// Where several messages are looked at when the call is over: so many of them, and so many pieces of each.
 const MESSAGES_PER_CALL: u32 = 128;
 const IOVECS_PER_MESSAGE: u32 = 64;
@@ -125,6 +129,7 @@ pub(crate) fn data(first: &Data, buffer: Buffer, total: u32, framed: bool, saves
     }
     match buffer.shape {
         shape::FLAT => flat(direction, out),
+        shape::PIECES if gather_few(direction, out, buffer) => flush(direction),
         shape::PIECES => pieces(direction, buffer.address, buffer.count, total, IOVECS_PER_CALL),
         // Only where calls are seen when they are over.
         shape::MESSAGES if constant(&BY_ADDRESS) != 0 => messages(direction),
@@ -268,6 +273,56 @@ unsafe extern "C" fn one_message(index: u32, argument: *mut u32) -> i64 {
     0
 }
 
+/// Puts a short call together in the scratch, whether flat or in a few pieces; false if it is no such call.
+#[inline(always)]
+pub(crate) fn gather_few(direction: u32, out: &Outgoing, buffer: Buffer) -> bool {
+    let total = out.total;
+    if total > SHORT_MAX || buffer.count > PIECES_FEW as u64 {
+        return false;
+    }
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return false };
+    let mut filled = 0;
+    if buffer.shape == shape::FLAT {
+        let length = bounded(total, SHORT_MAX);
+        // SAFETY: the scratch has room for the fields and more than that.
+        if !unsafe { copy_user(scratch.add(size_of::<Data>()), length, buffer.address) } {
+            return false;
+        }
+        filled = length;
+    } else {
+        // As many as there are: what lies behind them may not be there to be read.
+        let size = bounded(buffer.count as u32 * size_of::<Piece>() as u32, size_of_val(&walk.few) as u32);
+        // SAFETY: the target has room for so many.
+        if !unsafe { copy_user(walk.few.as_mut_ptr().cast(), size, buffer.address) } {
+            return false;
+        }
+        for index in 0..PIECES_FEW {
+            if index as u64 >= buffer.count || filled >= total {
+                break;
+            }
+            let piece = walk.few[index];
+            let left = total - filled;
+            let length = if piece.length > left as u64 { left } else { piece.length as u32 };
+            if length == 0 {
+                continue;
+            }
+            let (at, length) = (bounded(filled, SHORT_MAX), bounded(length, SHORT_MAX));
+            // SAFETY: the scratch has room for the fields and twice as much.
+            if !unsafe { copy_user(scratch.add(size_of::<Data>() + at as usize), length, piece.address) } {
+                return false;
+            }
+            filled = at + length;
+        }
+        if filled != total {
+            return false;
+        }
+    }
+    // SAFETY: the scratch is larger than the fields, and aligned to 8.
+    write(unsafe { &mut *scratch.cast::<Data>() }, &out.first, 0, 0);
+    walk.filled = filled;
+    true
+}
+
 /// Pieces are put together in the scratch, so that a call with many small ones is one record.
 #[inline(always)]
 fn pieces(direction: u32, address: u64, count: u64, total: u32, most: u32) {
@@ -293,7 +348,7 @@ fn pieces(direction: u32, address: u64, count: u64, total: u32, most: u32) {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Piece {
     pub(crate) address: u64,
     pub(crate) length: u64,

@@ -11,7 +11,7 @@ use tracer_common::{
 };
 
 use crate::{
-    emit::{GATHER_MAX, Outgoing, Piece, crowded, flush, flush_over, gap, write},
+    emit::{GATHER_MAX, Outgoing, Piece, SHORT_MAX, crowded, flush, flush_over, gap, gather_few, write},
     maps::{self, FRAMES},
     memory::{self, bounded, constant, copy_user, read_user},
     syscall::{Buffer, shape},
@@ -34,6 +34,9 @@ const HEADER_MAX: u32 = 16;
 /// What one call may copy before content is passed over; and at most, where it is full of headers.
 const COPIED_MAX: u32 = (RECORDS_PER_CALL - 1) * GATHER_MAX;
 const HEADERS_MAX: u32 = 4 << 20;
+
+/// So many frames of a short call are read without a loop of the kernel's.
+const FRAMES_FEW: u32 = 4;
 
 /// Steps of one call: one for each piece and frame, and some for each record.
 const STEPS: u32 = 4096;
@@ -80,7 +83,7 @@ pub(crate) fn begin(first: &Data, buffer: &Buffer, total: u32) -> bool {
 #[inline(always)]
 fn starting(position: u64, base: u32, copy: u32) -> Frames {
     let sequence = (position as u32).wrapping_add(base);
-    Frames { sequence, padding: 0, copy, skip: 0, have: 0, follows: 1, header: [0; 16] }
+    Frames { sequence, saves: 0, copy, skip: 0, have: 0, follows: 1, header: [0; 16] }
 }
 
 #[inline(always)]
@@ -106,8 +109,16 @@ pub(crate) fn follow(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: 
     }
     frames.sequence = frames.sequence.wrapping_add(total);
     if buffer.shape != shape::FLAT && buffer.shape != shape::PIECES {
-        pass_unseen(frames, total);
+        // Bytes that cannot be looked at are content, or hide where frames start.
+        if !pass(frames, total) {
+            frames.follows = 0;
+        }
         return false;
+    }
+    if gather_few(direction, out, buffer) {
+        follow_short(direction, frames);
+        flush(direction);
+        return true;
     }
     let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return false };
     // SAFETY: the scratch is larger than the fields, and aligned to 8.
@@ -123,6 +134,7 @@ pub(crate) fn follow(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: 
     } else {
         0
     };
+    frames.saves = walk.saves;
     walk.frames = *frames;
     let mut argument = direction;
     // SAFETY: the callback takes (index, argument) as the helper asks.
@@ -145,17 +157,93 @@ pub(crate) fn follow(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: 
     true
 }
 
-/// Bytes that cannot be looked at are content, or hide where frames start.
+/// Goes from header to header of a call that is in the scratch. Most have few frames, and whole headers: those
+/// are read where they are.
 #[inline(always)]
-fn pass_unseen(frames: &mut Frames, total: u32) {
-    if frames.copy >= total {
-        frames.copy -= total;
-    } else if frames.skip >= total - frames.copy {
-        frames.skip -= total - frames.copy;
+fn follow_short(direction: u32, frames: &mut Frames) {
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
+    let (filled, size) = (walk.filled, constant(&memory::FRAMING_HEADER) as u32);
+    let (mut at, mut copy, mut skip) = (0, frames.copy, frames.skip);
+    for _ in 0..FRAMES_FEW {
+        let (left, ahead) = (filled - at, copy + skip);
+        if ahead >= left {
+            frames.skip = if copy >= left { skip } else { ahead - left };
+            frames.copy = copy.saturating_sub(left);
+            return;
+        }
+        if frames.have != 0 || left - ahead < size {
+            break;
+        }
+        at = bounded(at + ahead, SHORT_MAX);
+        // SAFETY: the scratch has room for the fields, a short call and any header behind it.
+        let header = unsafe { scratch.add(size_of::<Data>() + at as usize) };
+        let Some(next) = content_after(header, frames.saves) else {
+            frames.follows = 0;
+            return;
+        };
+        (copy, skip) = next;
+        at += size;
+    }
+    walk.frames = *frames;
+    walk.frames.copy = copy;
+    walk.frames.skip = skip;
+    walk.at = at;
+    walk.saves = frames.saves;
+    walk.copied = 0;
+    let mut argument = direction;
+    // SAFETY: the callback takes (index, argument) as the helper asks.
+    unsafe {
+        bpf_loop(SHORT_MAX / size.max(1), next_header as *const () as *mut _, (&raw mut argument).cast(), 0);
+    }
+    let Some(walk) = maps::walk(direction) else { return };
+    *frames = walk.frames;
+}
+
+/// Returns 1 to end the loop.
+unsafe extern "C" fn next_header(_: u32, argument: *mut u32) -> i64 {
+    // SAFETY: the argument that `follow_short` gave to the loop.
+    let direction = unsafe { *argument } & 1;
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return 1 };
+    let left = walk.filled.wrapping_sub(walk.at);
+    if pass(&mut walk.frames, left) {
+        return 1;
+    }
+    let ahead = walk.frames.copy + walk.frames.skip;
+    let at = bounded(walk.at + ahead, SHORT_MAX);
+    let left = left - ahead;
+    walk.frames.copy = 0;
+    walk.frames.skip = 0;
+    let size = constant(&memory::FRAMING_HEADER) as u32;
+    let have = bounded(walk.frames.have, HEADER_MAX);
+    let wanted = size - have;
+    let taken = bounded(if left < wanted { left } else { wanted }, HEADER_MAX);
+    // SAFETY: both lie within what they are part of, with room behind.
+    unsafe {
+        let target = walk.frames.header.as_mut_ptr().add(have as usize);
+        let source = scratch.add(size_of::<Data>() + at as usize);
+        bpf_probe_read_kernel(target.cast(), taken, source.cast());
+    }
+    walk.at = at + taken;
+    walk.frames.have = have + taken;
+    if walk.frames.have < size {
+        return 1;
+    }
+    read_header(walk);
+    0
+}
+
+/// Goes on by so many bytes if all of them are content of the frame that has begun.
+#[inline(always)]
+fn pass(frames: &mut Frames, length: u32) -> bool {
+    if frames.copy >= length {
+        frames.copy -= length;
+    } else if frames.skip >= length - frames.copy {
+        frames.skip -= length - frames.copy;
         frames.copy = 0;
     } else {
-        frames.follows = 0;
+        return false;
     }
+    true
 }
 
 /// Goes on by the rest of a piece, or to the next header. Returns 1 to end the loop.
@@ -252,27 +340,40 @@ unsafe extern "C" fn step(_: u32, argument: *mut u32) -> i64 {
 /// A header is whole.
 #[inline(always)]
 fn read_header(walk: &mut maps::Walk) {
-    let header = &walk.frames.header;
-    let at = constant(&memory::FRAMING_LENGTH_AT) & 7;
-    let kind = header[constant(&memory::FRAMING_KIND_AT) & 15] as u32;
-    let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
-    let width = constant(&memory::FRAMING_LENGTH_SIZE) as u32 & 7;
-    let length = u32::from_be_bytes(bytes) >> ((32 - 8 * width) & 31);
     walk.frames.have = 0;
-    walk.frames.copy = length;
-    walk.frames.skip = 0;
-    if kind >= constant(&memory::FRAMING_KINDS) as u32 || length > LENGTH_MAX {
-        // No such frame: what follows of the call is copied, and no longer followed.
-        walk.frames.follows = 0;
-        walk.frames.copy = u32::MAX - HEADER_MAX;
-        return;
-    }
     if walk.saves == 0 && walk.copied > COPIED_MAX {
         walk.saves = omitted::OVER_BUDGET as u32;
     }
-    let is_content = constant(&memory::FRAMING_CONTENT) as u32 >> (kind & 31) & 1 != 0;
-    if walk.saves != 0 && is_content && length > CONTENT_MIN {
-        walk.frames.copy = CONTENT_START;
-        walk.frames.skip = length - CONTENT_START;
+    match content_after(walk.frames.header.as_ptr(), walk.saves) {
+        Some((copy, skip)) => {
+            walk.frames.copy = copy;
+            walk.frames.skip = skip;
+        }
+        // What follows of the call is copied, and no longer followed.
+        None => {
+            walk.frames.follows = 0;
+            walk.frames.copy = u32::MAX - HEADER_MAX;
+            walk.frames.skip = 0;
+        }
     }
+}
+
+/// How much of what follows a header is copied, and how much after that is not. None if it is no header.
+#[inline(always)]
+fn content_after(header: *const u8, saves: u32) -> Option<(u32, u32)> {
+    let at = constant(&memory::FRAMING_LENGTH_AT) & 7;
+    let kind_at = constant(&memory::FRAMING_KIND_AT) & 7;
+    let width = constant(&memory::FRAMING_LENGTH_SIZE) as u32 & 7;
+    // SAFETY: there are 16 bytes, and what is read lies in the first 11.
+    let (bytes, kind) =
+        unsafe { (core::ptr::read_unaligned(header.add(at).cast::<u32>()), *header.add(kind_at) as u32) };
+    let length = u32::from_be(bytes) >> ((32 - 8 * width) & 31);
+    if kind >= constant(&memory::FRAMING_KINDS) as u32 || length > LENGTH_MAX {
+        return None;
+    }
+    let is_content = constant(&memory::FRAMING_CONTENT) as u32 >> (kind & 31) & 1 != 0;
+    if saves != 0 && is_content && length > CONTENT_MIN {
+        return Some((CONTENT_START, length - CONTENT_START));
+    }
+    Some((length, 0))
 }

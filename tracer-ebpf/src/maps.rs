@@ -1,6 +1,9 @@
 //! What is shared with the agent.
 
-use crate::{emit::Outgoing, syscall::Ended};
+use crate::{
+    emit::{Outgoing, PIECES_FEW, Piece},
+    syscall::Ended,
+};
 use aya_ebpf::{
     helpers::generated::bpf_get_smp_processor_id,
     macros::map,
@@ -119,7 +122,10 @@ pub(crate) struct Walk {
     /// how far the frames of the direction are.
     pub(crate) saves: u32,
     pub(crate) copied: u32,
-    pub(crate) padding: u32,
+    /// Where the next header is looked for in a short call.
+    pub(crate) at: u32,
+    /// The pieces of a short call.
+    pub(crate) few: [Piece; PIECES_FEW],
     pub(crate) frames: Frames,
     /// The header ends the frames: to the verifier, what is copied into it may end here.
     pub(crate) room: [u64; 2],
