@@ -5,8 +5,12 @@
 mod exports;
 #[path = "live/findings.rs"]
 mod findings;
+#[path = "live/grpc.rs"]
+mod grpc;
 #[path = "live/harmless.rs"]
 mod harmless;
+#[path = "live/http2.rs"]
+mod http2;
 #[path = "live/selection.rs"]
 mod selection;
 #[path = "live/servers.rs"]

@@ -95,6 +95,11 @@ impl Process {
         Self(command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}")))
     }
 
+    /// One that was started with pipes.
+    pub fn of(child: Child) -> Self {
+        Self(child)
+    }
+
     pub fn id(&self) -> u32 {
         self.0.id()
     }
@@ -176,6 +181,11 @@ impl Server {
     }
 
     pub fn nginx_with(folder: &Folder, locations: &str) -> Self {
+        Self::nginx_of(folder, "", locations)
+    }
+
+    /// `protocol` is what nginx calls that of the port, after a space.
+    pub fn nginx_of(folder: &Folder, protocol: &str, locations: &str) -> Self {
         let port = free_port();
         let log = folder.path("access.log");
         fs::create_dir_all(folder.path("www")).expect("a folder");
@@ -190,7 +200,7 @@ impl Server {
              access_log {root}access.log ids; keepalive_requests 10000000; sendfile on;\n\
              client_body_temp_path {root}body; proxy_temp_path {root}proxy; fastcgi_temp_path {root}fastcgi;\n\
              uwsgi_temp_path {root}uwsgi; scgi_temp_path {root}scgi;\n\
-             server {{ listen 127.0.0.1:{port} backlog=1024; root {root}www;\n\
+             server {{ listen 127.0.0.1:{port}{protocol} backlog=1024; root {root}www;\n\
              {locations} }} }}\n"
         );
         fs::write(&configuration, text).expect("a file");

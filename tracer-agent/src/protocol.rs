@@ -152,8 +152,8 @@ pub struct Input<'a> {
     /// The other side was read as far as it was when the first of `bytes` moved: what is not there
     /// now will not come.
     pub settled: bool,
-    /// Up to where the other side could be read.
-    pub other_end: u64,
+    /// From where to where the other side can be read.
+    pub other: (u64, u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -142,10 +142,10 @@ fn install_programs(programs: &[(&str, &'static str)]) -> Result<()> {
 fn install_python_packages() -> Result<()> {
     let folder = python();
     let python = folder.join("bin/python3").display().to_string();
-    if works(&python, &["-c", "import grpc, gunicorn, requests, rotel"]) {
+    if works(&python, &["-c", "import grpc, gunicorn, hypercorn, requests, rotel"]) {
         return Ok(());
     }
-    println!("setup: Python's requests, gunicorn and grpcio, and rotel, a collector, for the tests");
+    println!("setup: Python's requests, gunicorn, hypercorn and grpcio, and rotel, a collector, for the tests");
     let path = folder.display().to_string();
     if !works("python3", &["-m", "venv", &path]) {
         install_packages(&["python3-venv"])?;
@@ -153,7 +153,7 @@ fn install_python_packages() -> Result<()> {
     }
     execute(
         Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "gunicorn", "requests", "rotel"])
+            .args(["-m", "pip", "install", "--quiet", "gunicorn", "hypercorn", "requests", "rotel"])
             .args(["-r", "tests/workloads/grpc/python/requirements.txt"])
             .current_dir(shell::root()),
     )

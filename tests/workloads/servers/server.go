@@ -85,5 +85,9 @@ func main() {
 		panic(err)
 	}
 	fmt.Printf("listening on %s\n", listener.Addr())
-	http.Serve(listener, http.HandlerFunc(handler))
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{Handler: http.HandlerFunc(handler), Protocols: protocols}
+	server.Serve(listener)
 }

@@ -233,8 +233,8 @@ impl Tracked {
         let marks = stream.marks();
         let opposite = marks.at(stream.front()).map_or(0, |mark| mark.opposite);
         let settled = other.end() >= opposite || other.ending() == Some(Ending::Closed);
-        let other_end = other.end();
-        let input = Input { position: stream.front(), bytes, after, marks, settled, other_end };
+        let other = (other.front(), other.end());
+        let input = Input { position: stream.front(), bytes, after, marks, settled, other };
         speaking.answered |= side == Side::Response && !bytes.is_empty();
         let mut events = std::mem::take(run.events);
         let progress = speaking.session.read(side, &input, &mut events);

@@ -268,7 +268,7 @@ impl Dialogue {
     /// was missed.
     fn invalid(&mut self, side: Side, reason: &'static str, input: &Input<'_>) -> Progress {
         let opposite = input.marks.at(input.position).map_or(0, |mark| mark.opposite);
-        let behind = self.sides[side.other().index()].front.is_some_and(|front| front < opposite);
+        let behind = input.other.0 < opposite;
         if side == Side::Request && !self.pending.is_empty() && (!input.settled || behind) {
             // It moved after an answer that is still to come, or to be read: that may have switched the
             // protocol.

@@ -186,11 +186,6 @@ impl Default for Dialogue {
 
 impl Session for Dialogue {
     fn read(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
-        // Where it stood when the other side was first seen, it begins.
-        let other = &mut self.sides[side.other().index()];
-        if other.front.is_none() {
-            other.front = input.marks.at(input.position).map(|mark| mark.opposite);
-        }
         let progress = match self.sides[side.index()].state {
             State::Preface => self.read_preface(input),
             State::Settings | State::Frame => self.read_frame(side, input, events),
@@ -203,7 +198,6 @@ impl Session for Dialogue {
         reader.waits = progress == Progress::Wait;
         let end = input.position + input.bytes.len() as u64;
         reader.needs_more = (progress == Progress::NeedMore).then_some(end);
-        reader.front = Some(input.position + length);
         if length > 0 {
             // What it waits for may be there now.
             self.sides[side.other().index()].waits = false;
@@ -515,8 +509,9 @@ impl Dialogue {
     fn is_ahead(&self, side: Side, input: &Input<'_>) -> bool {
         let other = &self.sides[side.other().index()];
         let opposite = input.marks.at(input.position).map_or(0, |mark| mark.opposite);
-        let stuck = other.waits || other.needs_more == Some(input.other_end);
-        other.front.is_some_and(|front| front < opposite) && !(input.settled && stuck)
+        let (front, end) = input.other;
+        let stuck = other.waits || other.needs_more == Some(end);
+        front < opposite && !(input.settled && stuck)
     }
 
     fn handle_request(&mut self, block: &Block, fields: &Fields, ends: bool, events: &mut Vec<Event>) {

@@ -10,8 +10,6 @@ use crate::protocol::{
 pub(super) struct Reader {
     pub(super) state: State,
     pub(super) table: Decoder,
-    /// Where it was read up to; not known before anything was.
-    pub(super) front: Option<u64>,
     /// It goes on when the other side was read further.
     pub(super) waits: bool,
     /// Up to where it was looked at when more was needed.
@@ -25,7 +23,6 @@ impl Default for Reader {
         Self {
             state: State::Lost,
             table: Decoder::new(None),
-            front: None,
             waits: false,
             needs_more: None,
             spoke: false,
