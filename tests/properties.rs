@@ -1,6 +1,12 @@
 //! Laws that hold for every protocol of the registry.
 
+#[path = "properties/encoder.rs"]
+mod encoder;
+#[path = "properties/http2.rs"]
+mod http2;
+
 use proptest::{collection::vec, prelude::*, sample::Index};
+use serde_json::Value;
 use tracer_agent::{
     capture::{MAGIC, Reader, Record, encode, frame, own},
     pipeline::{Limits, Pipeline},
@@ -12,7 +18,7 @@ use tracer_common::{
     record::{Closed, Data, Ended, Header, Opened, Shut, kind},
 };
 use tracer_tests::{
-    dialogue::{Dialogue, Outcome, Segment, are_of, closed, ended, is_of, run, samples, shut},
+    dialogue::{Dialogue, Outcome, Segment, closed, ended, invented, parsed, run, samples, shut},
     http,
 };
 
@@ -21,8 +27,18 @@ fn dialogues() -> Vec<Dialogue> {
 }
 
 fn play(dialogue: &Dialogue, segments: &[Segment]) -> Outcome {
+    play_parts(dialogue, [segments, &[]])
+}
+
+/// So much time passes between the two parts that nothing is waited for any more.
+fn play_parts(dialogue: &Dialogue, parts: [&[Segment]; 2]) -> Outcome {
     let mut records = vec![dialogue.opened()];
-    records.extend(segments.iter().map(Segment::record));
+    records.extend(parts[0].iter().map(Segment::record));
+    if !parts[1].is_empty() {
+        records.push(own::tick(500_000_000));
+    }
+    let later = |segment: &Segment| Segment { time: segment.time + 500_000_000, ..segment.clone() }.record();
+    records.extend(parts[1].iter().map(later));
     records.extend(dialogue.over(900_000_000));
     let outcome = run(&records, Limits::default());
     outcome.assert_ledger_sums();
@@ -34,6 +50,12 @@ fn whole(dialogue: &Dialogue) -> Vec<String> {
     // A client names what it asked for by its whole URL, where that is known.
     assert_eq!(in_order(outcome.lines()), in_order(dialogue.exchanges.clone()), "{}", dialogue.name);
     outcome.exchanges()
+}
+
+/// Whether it is one of those that were held, but for messages that could not be counted.
+fn contains(held: &[String], line: &String) -> bool {
+    held.contains(line)
+        || line.contains("rpc.") && invented(&parsed(std::slice::from_ref(line)), &parsed(held)).is_none()
 }
 
 fn in_order(mut lines: Vec<String>) -> Vec<String> {
@@ -101,8 +123,13 @@ proptest! {
                 segments.swap(index, index + 1);
             }
         }
-        let exchanges = play(dialogue, &segments).exchanges();
-        prop_assert_eq!(exchanges, whole(dialogue));
+        let (seen, held) = (play(dialogue, &segments).exchanges(), whole(dialogue));
+        if dialogue.asked.is_empty() {
+            prop_assert_eq!(seen, held);
+        } else {
+            // Which of two streams was the first to end is not known.
+            prop_assert_eq!(in_order(seen), in_order(held));
+        }
     }
 
     /// Nothing is invented: what is whole is one of the exchanges that were held, and those that
@@ -110,31 +137,43 @@ proptest! {
     #[test]
     fn drop_a_segment(which in any::<Index>(), dropped in any::<Index>(), size in 1usize..80) {
         let all = dialogues();
-        let mut dialogue = which.get(&all).clone();
+        let dialogue = which.get(&all).clone();
         prop_assume!(dialogue.tail.is_some());
+        let in_order = dialogue.asked.is_empty();
+        // Where records are shorter than a frame's header, their ends prove nothing.
+        let size = if in_order { size } else { size.max(9) };
         let body = dialogue.segments(|left| left.min(size)).len();
         // Something to come back to.
-        dialogue.add_tail();
+        let dialogue = dialogue.with_tail();
         let held = whole(&dialogue);
-        let mut segments = dialogue.segments(|left| left.min(size));
+        let mut turns = 0..;
+        // Streams are found again where records start and end with frames.
+        let cut = |left: usize| if !in_order && turns.next() >= Some(body) { left } else { left.min(size) };
+        let mut segments = dialogue.segments(cut);
         let missing = segments.remove(dropped.index(body));
-        let outcome = play(&dialogue, &segments);
+        // Where streams are not in order, what begins while a hole is waited for may be in doubt as well, and
+        // the hole may show by the first exchange that follows.
+        let (before, after) = segments.split_at(segments.len() - if in_order { 0 } else { 3 });
+        let outcome = play_parts(&dialogue, [before, after]);
         let seen = outcome.exchanges();
-        if dialogue.asked.is_empty() {
+        if in_order {
             for line in seen.iter().filter(|line| line.contains("http.response.status_code")) {
                 if !line.contains("tracer.partial") && !line.contains("tracer.outcome") {
                     // A hole in a body leaves the exchange as it was.
-                    prop_assert!(held.contains(line), "invented: {}", line);
+                    prop_assert!(contains(&held, line), "invented: {}", line);
                 }
             }
             prop_assert_eq!(seen.last(), held.last(), "did not come back");
         } else {
-            for line in &seen {
-                prop_assert!(held.iter().any(|held| is_of(line, held)), "invented: {}", line);
-            }
-            prop_assert!(are_of(&seen, &held), "twice: {:?}", seen);
+            let odd = invented(&parsed(&seen), &parsed(&held)).map(Value::to_string);
+            prop_assert_eq!(odd, None, "invented, without {:?} in {}", missing, dialogue.name);
             let last = held.iter().find(|line| line.contains("/tail2"));
-            prop_assert!(seen.iter().any(|line| Some(line) == last), "did not come back: {:?}", seen);
+            // What hides an upgrade from HTTP/1 hides all that follows.
+            let first = dialogue.turns.iter().find(|(direction, _)| *direction == missing.direction);
+            let hidden = dialogue.name.starts_with("an upgrade")
+                && missing.position < first.map_or(0, |(_, bytes)| bytes.len() as u64);
+            let back = hidden || seen.iter().any(|line| Some(line) == last);
+            prop_assert!(back, "did not come back, without {:?} in {}: {:?}", missing, dialogue.name, outcome.lines());
         }
         // Without its first bytes a connection is one that was open before.
         prop_assert!(outcome.pipeline.ledger().holes > 0 || missing.position == 0);
@@ -155,13 +194,15 @@ proptest! {
         records.extend(dialogue.over(900_000_000));
         let outcome = run(&records, Limits::default());
         outcome.assert_ledger_sums();
-        for line in outcome.exchanges() {
-            let partial = line.contains("tracer.partial") || line.contains("tracer.outcome");
-            if dialogue.asked.is_empty() {
-                prop_assert!(partial || held.contains(&line), "invented: {}", line);
-            } else {
-                prop_assert!(held.iter().any(|held| is_of(&line, held)), "invented: {}", line);
+        let seen = outcome.exchanges();
+        if dialogue.asked.is_empty() {
+            for line in seen {
+                let partial = line.contains("tracer.partial") || line.contains("tracer.outcome");
+                prop_assert!(partial || contains(&held, &line), "invented: {}", line);
             }
+        } else {
+            let odd = invented(&parsed(&seen), &parsed(&held)).map(Value::to_string);
+            prop_assert_eq!(odd, None, "invented, with {} of {:?} in {}", keep, segments[short], dialogue.name);
         }
     }
 
@@ -271,7 +312,7 @@ fn record(kind: usize, numbers: [u64; 4], payload: &[u8]) -> Vec<u8> {
     }
 }
 
-const PIECES: [&[u8]; 16] = [
+const PIECES: [&[u8]; 28] = [
     b"GET / HTTP/1.1\r\n",
     b"POST /x HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc",
     b"Host: a\r\n",
@@ -288,6 +329,18 @@ const PIECES: [&[u8]; 16] = [
     b"0\r\n\r\n",
     b"5\r\nabcde\r\n",
     b"\0\xff\x16\x03\x01",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+    b"\0\0\0\x04\0\0\0\0\0",
+    b"\0\0\x03\x01\x05\0\0\0\x01\x82\x86\x84",
+    b"\0\0\x03\x01\x00\0\0\0\x03\x82\x86\x84",
+    b"\0\0\x01\x01\x04\0\0\0\x01\x88",
+    b"\0\0\x02\x09\x04\0\0\0\x03\xbe\x3f",
+    b"\0\0\x02\0\x01\0\0\0\x01ok",
+    b"\0\0\x03\0\x08\0\0\0\x03\xffok",
+    b"\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08",
+    b"\0\0\x08\x07\0\0\0\0\0\0\0\0\x01\0\0\0\0",
+    b"\0\0\x05\x05\x04\0\0\0\x01\0\0\0\x02\x82",
+    b"\0\xff\xff\0\0\0\0\0\x05",
 ];
 
 fn noise(turns: Vec<(bool, Vec<u8>)>, role: u8) -> Dialogue {

@@ -5,7 +5,7 @@ use tracer_agent::{
     capture::{Record, own},
     connection::stream::{After, Mark, Stream},
     pipeline::{Limits, Pipeline},
-    protocol::{Input, Kind, PROTOCOLS, Progress, Side},
+    protocol::{Input, Kind, PROTOCOLS, Progress, Shown, Side},
 };
 use tracer_common::connection::Direction;
 use tracer_tests::{dialogue::Dialogue, http};
@@ -49,7 +49,7 @@ fn parser(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(bytes as u64));
     group.bench_function("http", |bencher| {
         bencher.iter(|| {
-            let mut session = PROTOCOLS[0].session([true; 2], Kind::Server);
+            let mut session = PROTOCOLS[0].session([true; 2], Kind::Server, Shown::default());
             let mut streams = [Stream::default(), Stream::default()];
             let mut events = Vec::new();
             for (direction, bytes) in &dialogue.turns {
@@ -74,6 +74,7 @@ fn parser(criterion: &mut Criterion) {
                         after,
                         marks: stream.marks(),
                         settled: true,
+                        other: (opposite, opposite),
                     };
                     match session.read(side, &input, &mut events) {
                         Progress::Read { length, .. } => stream.advance(length),

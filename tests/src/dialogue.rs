@@ -84,13 +84,14 @@ impl Dialogue {
         Self { tail: None, ..self }
     }
 
-    /// With what can follow, each turn of which is a record of its own. Returns how many they are.
-    pub fn add_tail(&mut self) -> usize {
-        let Some(tail) = self.tail.take() else { return 0 };
-        self.exchanges.extend(tail.exchanges);
-        let turns = tail.turns.len();
-        self.turns.extend(tail.turns);
-        turns
+    /// With what can follow.
+    #[must_use]
+    pub fn with_tail(mut self) -> Self {
+        if let Some(tail) = self.tail.take() {
+            self.exchanges.extend(tail.exchanges);
+            self.turns.extend(tail.turns);
+        }
+        self
     }
 
     /// What the other end sees.
@@ -318,33 +319,43 @@ pub fn exchange(span: &str) -> String {
     span.to_string()
 }
 
+/// Spans as [`exchange`] has them.
+pub fn parsed(spans: &[String]) -> Vec<Value> {
+    spans.iter().map(|span| serde_json::from_str(span).expect("a line that is no JSON")).collect()
+}
+
 /// Whether what is said of an exchange is that of `held`: all of it, or a part where it says that the rest
-/// is not known. Both as [`exchange`] has them.
-pub fn is_of(seen: &str, held: &str) -> bool {
+/// is not known.
+pub fn is_of(seen: &Value, held: &Value) -> bool {
     if seen == held {
         return true;
     }
-    let [seen, held]: [Value; 2] = [seen, held].map(|span| serde_json::from_str(span).expect("JSON"));
-    let (Some(parts), truth) = (seen["attributes"].as_object(), &held["attributes"]) else { return false };
-    let vague = !seen["attributes"]["tracer.capture"].is_null();
-    let partial = !seen["attributes"]["tracer.partial"].is_null();
-    let nameless = vague && ["HTTP", "grpc"].contains(&seen["name"].as_str().unwrap_or_default());
+    let (said, truth) = (&seen["attributes"], &held["attributes"]);
+    let (Some(parts), Some(whole)) = (said.as_object(), truth.as_object()) else { return false };
+    let (vague, partial) = (!said["tracer.capture"].is_null(), !said["tracer.partial"].is_null());
+    let is_call = !truth["rpc.method"].is_null();
     let alike = |key: &str| seen[key] == held[key];
-    (vague || partial)
-        && (alike("name") || nameless)
+    let name = seen["name"].as_str().unwrap_or_default();
+    let right = |key: &str, value: &Value| {
+        *value == truth[key]
+            || vague && (is_call && is_of_call(key, value, truth) || is_of_ends(key, value, truth))
+    };
+    // That messages were not counted is all that is said of a gap between them.
+    let told = |key: &str| !said[key].is_null() || vague || partial || key.contains(".message.");
+    (alike("name") || vague && (["HTTP", "grpc"].contains(&name) || is_call && name == "POST"))
         && ["kind", "resource"].into_iter().all(alike)
-        && (alike("status") || seen["status"]["code"] == "UNSET")
-        && (alike("parentSpanId") || seen["parentSpanId"].is_null())
+        && (alike("status") || (vague || partial) && seen["status"]["code"] == "UNSET")
+        && (alike("parentSpanId") || vague && seen["parentSpanId"].is_null())
         && parts.iter().all(|(key, value)| match &key[..] {
             "tracer.capture" | "tracer.partial" => true,
-            _ => *value == truth[key] || vague && is_of_call(key, value, truth),
+            _ => right(key, value),
         })
+        && whole.keys().all(|key| told(key))
 }
 
 /// Where it is not known that it is a call, it looks like any other request.
 fn is_of_call(key: &str, value: &Value, truth: &Value) -> bool {
-    let Some(method) = truth["rpc.method"].as_str() else { return false };
-    let path = format!("/{method}");
+    let path = format!("/{}", truth["rpc.method"].as_str().unwrap_or_default());
     match key {
         "http.request.method" => value == "POST",
         "http.response.status_code" => value == 200,
@@ -356,13 +367,38 @@ fn is_of_call(key: &str, value: &Value, truth: &Value) -> bool {
     }
 }
 
-/// Whether each of `seen` is another of `held`, see [`is_of`].
-pub fn are_of(seen: &[String], held: &[String]) -> bool {
-    let Some((first, rest)) = seen.split_first() else { return true };
-    (0..held.len()).filter(|at| is_of(first, &held[*at])).any(|at| {
-        let others = [&held[..at], &held[at + 1..]].concat();
-        are_of(rest, &others)
-    })
+/// Where it is not known what the server is called, its address stands for it, and there is no whole URL.
+fn is_of_ends(key: &str, value: &Value, truth: &Value) -> bool {
+    let url = truth["url.full"].as_str().and_then(|url| url.splitn(4, '/').nth(3)).unwrap_or_default();
+    let (path, query) = url.split_once('?').unwrap_or((url, ""));
+    let end = if truth["client.address"].is_null() { "peer" } else { "local" };
+    match key {
+        "server.address" => *value == truth[format!("network.{end}.address")],
+        "server.port" => *value == truth[format!("network.{end}.port")],
+        "url.path" => value.as_str().and_then(|value| value.strip_prefix('/')) == Some(path),
+        "url.query" => value == query,
+        _ => false,
+    }
+}
+
+/// The first of `seen` that is none of `held`, or of one that another is of; see [`is_of`].
+pub fn invented<'a>(seen: &'a [Value], held: &[Value]) -> Option<&'a Value> {
+    /// Gives a place to one more, for which others may have to move.
+    fn place(at: usize, fits: &[Vec<usize>], taken: &mut [Option<usize>], asked: &mut [bool]) -> bool {
+        fits[at].iter().any(|&of| {
+            let free = !std::mem::replace(&mut asked[of], true)
+                && taken[of].is_none_or(|other| place(other, fits, taken, asked));
+            if free {
+                taken[of] = Some(at);
+            }
+            free
+        })
+    }
+    let fits = |seen: &Value| (0..held.len()).filter(|of| is_of(seen, &held[*of])).collect();
+    let fits: Vec<Vec<usize>> = seen.iter().map(fits).collect();
+    let mut taken = vec![None; held.len()];
+    let odd = (0..seen.len()).find(|at| !place(*at, &fits, &mut taken, &mut vec![false; held.len()]));
+    odd.map(|at| &seen[at])
 }
 
 /// Dialogues for each protocol of the registry, by its name.

@@ -90,6 +90,8 @@ pub struct Exchanges {
 struct Progress {
     exchange: Box<Exchange>,
     ended: [bool; 2],
+    /// Its end may have been missed.
+    doubtful: bool,
     /// Bytes of memory, about.
     cost: usize,
 }
@@ -169,6 +171,7 @@ impl Exchanges {
             What::Reset { attributes } => exchange.attributes.extend(attributes),
             What::Abandoned { error } => return self.abandon(place, side, error, last_time),
             What::Hole => exchange.cut[side.index()] = true,
+            What::Doubt => progress.doubtful = true,
             What::Cut => {
                 exchange.cut[side.index()] = true;
                 progress.ended[side.index()] = true;
@@ -212,6 +215,7 @@ impl Exchanges {
         std::mem::take(&mut self.open).into_iter().map(move |(_, progress)| {
             let mut exchange = progress.exchange;
             let answered = progress.ended[Side::Response.index()];
+            exchange.cut[Side::Response.index()] |= progress.doubtful && !answered;
             exchange.outcome = match answered {
                 _ if exchange.cut[Side::Response.index()] => Outcome::Hidden,
                 true => Outcome::Complete,
@@ -250,6 +254,7 @@ impl Progress {
     fn start(request: RequestHead, process: u32, start: u64, end: u64) -> Self {
         Self {
             ended: [false; 2],
+            doubtful: false,
             cost: size_of::<Self>() + size_of::<Exchange>() + REST + request.cost(),
             exchange: Box::new(Exchange {
                 process,

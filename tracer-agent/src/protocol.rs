@@ -231,6 +231,8 @@ pub enum What {
     },
     /// A part of the message may lie in a gap.
     Hole,
+    /// That the exchange was given up may lie in a gap.
+    Doubt,
     /// What followed of the message lies in a gap, and with it where it ended.
     Cut,
 }

@@ -145,7 +145,9 @@ fn install_python_packages() -> Result<()> {
     if works(&python, &["-c", "import grpc, gunicorn, hypercorn, requests, rotel"]) {
         return Ok(());
     }
-    println!("setup: Python's requests, gunicorn, hypercorn and grpcio, and rotel, a collector, for the tests");
+    println!(
+        "setup: Python's requests, gunicorn, hypercorn and grpcio, and rotel, a collector, for the tests"
+    );
     let path = folder.display().to_string();
     if !works("python3", &["-m", "venv", &path]) {
         install_packages(&["python3-venv"])?;

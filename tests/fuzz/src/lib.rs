@@ -6,7 +6,7 @@ use tracer_agent::{
     connection::stream::{After, Ending, Mark, Stream},
     export::{json, text},
     pipeline::{Limits, Pipeline},
-    protocol::{Input, Kind, PROTOCOLS, Progress, Side, What},
+    protocol::{Input, Kind, PROTOCOLS, Progress, Session, Shown, Side, What},
 };
 use tracer_common::{
     connection::{Direction, Role},
@@ -45,7 +45,8 @@ pub fn protocol(bytes: &[u8]) {
     let protocol = PROTOCOLS[usize::from(*first) % PROTOCOLS.len()];
     let fresh = [second & 1 == 0, second & 2 == 0];
     let kind = if second & 4 == 0 { Kind::Server } else { Kind::Client };
-    let mut session = protocol.session(fresh, kind);
+    let shown = Shown { grpc_message: second & 8 != 0 };
+    let mut session = protocol.session(fresh, kind, shown);
     let mut streams = [Stream::default(), Stream::default()];
     let mut time = 0;
     for Turn { side, gap, bytes } in Turns(rest) {
@@ -63,7 +64,7 @@ pub fn protocol(bytes: &[u8]) {
         while idle < 8 {
             let mut went_on = false;
             for side in Side::BOTH {
-                went_on |= step(&mut *session, &mut streams, side);
+                went_on |= step(&mut session, &mut streams, side);
             }
             idle = if went_on { 0 } else { idle + 1 };
         }
@@ -72,7 +73,7 @@ pub fn protocol(bytes: &[u8]) {
 }
 
 /// Returns whether anything was taken.
-fn step(session: &mut dyn tracer_agent::protocol::Session, streams: &mut [Stream; 2], side: Side) -> bool {
+fn step(session: &mut Box<dyn Session>, streams: &mut [Stream; 2], side: Side) -> bool {
     let stream = &streams[side.index()];
     let (bytes, after) = stream.readable();
     if bytes.is_empty() && after == After::More {
@@ -80,11 +81,13 @@ fn step(session: &mut dyn tracer_agent::protocol::Session, streams: &mut [Stream
     }
     let marks = stream.marks();
     let opposite = marks.at(stream.front()).map_or(0, |mark| mark.opposite);
-    let settled = streams[side.other().index()].end() >= opposite;
+    let other = &streams[side.other().index()];
+    let (settled, other) = (other.end() >= opposite, (other.front(), other.end()));
     let (position, available) = (stream.front(), bytes.len() as u64);
     let gap = if let After::Gap(gap) = after { gap.length } else { 0 };
     let mut events = Vec::new();
-    let progress = session.read(side, &Input { position, bytes, after, marks, settled }, &mut events);
+    let input = Input { position, bytes, after, marks, settled, other };
+    let progress = session.read(side, &input, &mut events);
     for event in &events {
         assert!(event.start <= event.end, "an event that ends before it starts: {event:?}");
         if let What::Data { length } = event.what {
@@ -101,6 +104,14 @@ fn step(session: &mut dyn tracer_agent::protocol::Session, streams: &mut [Stream
             streams[side.index()].advance(length);
             length > 0
         }
+        // The protocol that follows reads on.
+        Progress::Switch(_) => match session.successor() {
+            Some((_, successor)) => {
+                *session = successor;
+                true
+            }
+            None => false,
+        },
         _ => false,
     }
 }

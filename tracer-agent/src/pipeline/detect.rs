@@ -50,6 +50,7 @@ impl Tracked {
                         }
                     }
                 }
+                Detected::Again => went_on = true,
                 Detected::Nothing => {}
             }
         }
@@ -95,7 +96,7 @@ impl Tracked {
                     run.ledger.orphans += (answers(bytes) == Verdict::Yes) as u64;
                     let length = (mark.end - at).min(bytes.len() as u64);
                     self.skip(requests.other(), length, run);
-                    self.detect_in(requests, run)
+                    Detected::Again
                 }
             };
         }
@@ -225,6 +226,8 @@ enum Detected {
     /// So much from the front holds no start.
     Skip(u64),
     Unknown(Bucket),
+    /// Something was passed over on the other side: there may be more.
+    Again,
     Nothing,
 }
 

@@ -235,8 +235,10 @@ pub(super) enum Found {
         end: usize,
     },
     Trailers(Trailers),
-    /// It cannot be told where messages start any more.
-    Lost,
+    /// It cannot be told where messages start any more; and not how the call ended, where that is one of them.
+    Lost {
+        ends: bool,
+    },
 }
 
 impl Messages {
@@ -332,7 +334,7 @@ impl Messages {
     fn lose(&mut self, found: &mut impl FnMut(Found)) {
         if !matches!(self.state, State::Lost) {
             self.state = State::Lost;
-            found(Found::Lost);
+            found(Found::Lost { ends: self.flavor.is_web() });
         }
     }
 
@@ -402,7 +404,7 @@ mod tests {
                     sizes.push(size);
                 }
                 Found::Trailers(found) => trailers.push(found),
-                Found::Lost => lost = true,
+                Found::Lost { .. } => lost = true,
             });
         }
         (sizes, trailers, lost)
@@ -437,7 +439,7 @@ mod tests {
         let mut found = |found| match found {
             Found::Message { size, .. } => sizes.push(size),
             Found::Trailers(_) => {}
-            Found::Lost => lost = true,
+            Found::Lost { .. } => lost = true,
         };
         messages.read(b"\0\0\0\x01\0ab", &mut found);
         assert_eq!(messages.ahead(), 254);

@@ -611,7 +611,12 @@ impl Reader {
         let (end, what) = match found {
             Found::Message { size, end } => (start + end as u64, What::Message { size }),
             Found::Trailers(trailers) => (start, What::Trailers(Some(trailers.response(shown)))),
-            Found::Lost => (start, What::Uncounted),
+            Found::Lost { ends } => {
+                if ends {
+                    events.push(self.event(side, start, start, What::Hole));
+                }
+                (start, What::Uncounted)
+            }
         };
         events.push(self.event(side, end, end, what));
     }

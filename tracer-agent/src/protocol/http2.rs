@@ -40,6 +40,9 @@ const BULK: u64 = 256 * 1024;
 /// Frames that one block may go on in.
 const CONTINUATIONS_MAX: usize = 64;
 
+/// So many streams are remembered whose requests may still be found.
+const EARLY_MAX: usize = 1024;
+
 /// Stretches of stream ids that were missed.
 const MISSED_MAX: usize = 64;
 
@@ -116,9 +119,10 @@ impl Protocol for Http2 {
     fn session(&self, fresh: [bool; 2], kind: Kind, shown: Shown) -> Box<dyn Session> {
         let sides = Side::BOTH.map(|side| Reader {
             state: match side {
-                _ if !fresh[side.index()] => State::Lost,
-                Side::Request => State::Preface,
-                Side::Response => State::Settings,
+                Side::Request if fresh[0] => State::Preface,
+                // It may have been another protocol's at first.
+                Side::Response if fresh == [true; 2] => State::Settings,
+                _ => State::Lost,
             },
             table: Decoder::new((!fresh[side.index()]).then_some(JOINED)),
             ..Reader::default()
@@ -134,7 +138,7 @@ pub(super) fn upgraded(exchange: u64, next: u64, kind: Kind, shown: Shown) -> Bo
     let mut dialogue = Dialogue { kind, shown, next, highest: 1, ..Dialogue::default() };
     dialogue.sides[0].state = State::Preface;
     dialogue.sides[1].state = State::Settings;
-    let mut stream = Stream::new(exchange);
+    let mut stream = Stream::new(exchange, 0);
     stream.sides[Side::Request.index()].ended = true;
     dialogue.streams.insert(1, stream);
     Box::new(dialogue)
@@ -155,6 +159,8 @@ struct Dialogue {
     missed: Vec<(u32, u32)>,
     /// Streams that may have ended in a gap.
     doubts: BTreeSet<u32>,
+    /// Streams above the highest that were answered: their requests are lost, or not found yet.
+    early: BTreeSet<u32>,
     /// The last stream that the server looks at, once it has said so.
     last: Option<u32>,
     /// Bytes that heads take which may still be needed, and messages that are held.
@@ -176,6 +182,7 @@ impl Default for Dialogue {
             request_missed: false,
             missed: Vec::new(),
             doubts: BTreeSet::new(),
+            early: BTreeSet::new(),
             last: None,
             extra: 0,
             bulk: false,
@@ -191,7 +198,7 @@ impl Session for Dialogue {
             State::Settings | State::Frame => self.read_frame(side, input, events),
             State::Data(data) => self.read_data(side, data, input, events),
             State::Skip(left) => self.skip(side, left, input, events),
-            State::Lost => self.find(side, input),
+            State::Lost => self.find(side, input, events),
         };
         let length = if let Progress::Read { length, .. } = progress { length } else { 0 };
         let reader = &mut self.sides[side.index()];
@@ -266,7 +273,7 @@ impl Dialogue {
         };
         if !fits {
             // A peer would end the connection; what seems to be a frame may be none.
-            self.lose(side, input.position, events);
+            self.lose(side, input, events);
             return Progress::Read { length: HEADER as u64, class: Class::Unparsed };
         }
         let progress = match frame.kind {
@@ -297,7 +304,7 @@ impl Dialogue {
         match input.after {
             After::More => Progress::NeedMore,
             After::Gap(_) => {
-                self.lose(side, input.position, events);
+                self.lose(side, input, events);
                 skip_all(input)
             }
             After::End(_) => skip_all(input),
@@ -319,7 +326,7 @@ impl Dialogue {
             (there, _) => there,
         };
         if input.bytes.is_empty() && there > left {
-            self.lose(side, input.position, events);
+            self.lose(side, input, events);
             return Progress::Read { length: there, class: Class::Unparsed };
         }
         let length = there.min(left);
@@ -366,7 +373,7 @@ impl Dialogue {
     fn read_data(&mut self, side: Side, data: Data, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
         let there = match (input.bytes.len() as u64, input.after) {
             (0, After::Gap(gap)) if gap.length > data.content + data.padding => {
-                self.lose(side, input.position, events);
+                self.lose(side, input, events);
                 return Progress::Read { length: gap.length, class: Class::Unparsed };
             }
             (0, After::Gap(gap)) => gap.length,
@@ -400,7 +407,12 @@ impl Dialogue {
             let (at, what) = match found {
                 Found::Message { size, end } => (start + end as u64, What::Message { size }),
                 Found::Trailers(trailers) => (start, What::Trailers(Some(trailers.response(shown)))),
-                Found::Lost => (start, What::Uncounted),
+                Found::Lost { ends } => {
+                    if ends {
+                        events.push(Event { side, exchange, start, end: start, what: What::Hole });
+                    }
+                    (start, What::Uncounted)
+                }
             };
             events.push(Event { side, exchange, start: at, end: at, what });
         };
@@ -433,7 +445,7 @@ impl Dialogue {
                 return self.unfinished_block(side, at + HEADER, input, events);
             };
             if next.kind != kind::CONTINUATION || next.stream != frame.stream {
-                self.lose(side, input.position, events);
+                self.lose(side, input, events);
                 return Progress::Read { length: at as u64, class: Class::Unparsed };
             }
             let Some(piece) = input.bytes.get(at + HEADER..at + next.whole()) else {
@@ -464,8 +476,12 @@ impl Dialogue {
         reader.state = State::Frame;
         reader.spoke = true;
         if frame.kind == kind::HEADERS {
-            let block =
-                Block { stream: frame.stream, start: input.position, end: input.position + at as u64 };
+            let block = Block {
+                stream: frame.stream,
+                start: input.position,
+                end: input.position + at as u64,
+                opposite: input.marks.at(input.position).map_or(0, |mark| mark.opposite),
+            };
             let ends = frame.has(flag::END_STREAM);
             match side {
                 Side::Request => self.handle_request(&block, &fields, ends, events),
@@ -496,7 +512,7 @@ impl Dialogue {
         if needed <= BLOCK_MAX {
             return self.unfinished(side, input, events);
         }
-        self.lose(side, input.position, events);
+        self.lose(side, input, events);
         Progress::Read { length: input.bytes.len() as u64, class: Class::Unparsed }
     }
 
@@ -533,7 +549,7 @@ impl Dialogue {
             self.miss(self.highest + 1, id - 1);
         }
         self.highest = id;
-        let mut stream = Stream::new(self.next);
+        let mut stream = Stream::new(self.next, block.opposite);
         self.next += 1;
         stream.call = fields.call();
         stream.told = fields.missing().is_some();
@@ -550,9 +566,21 @@ impl Dialogue {
             events.push(block.event(Side::Response, &stream, What::Abandoned { error: GOAWAY }));
             return;
         }
+        if self.early.remove(&id) {
+            // The request was found only after its response had gone by.
+            stream.sides[Side::Response.index()].ended = true;
+            events.push(block.event(Side::Response, &stream, What::Cut));
+        }
         self.extra += stream.extra();
         self.streams.insert(id, stream);
         self.give_up_doubtful(block.end, events);
+    }
+
+    /// A stream was answered, and its request may still be found.
+    fn remember_early(&mut self, id: u32) {
+        if id > self.highest && self.early.len() < EARLY_MAX {
+            self.early.insert(id);
+        }
     }
 
     fn remove(&mut self, id: u32) -> Option<Stream> {
@@ -564,6 +592,7 @@ impl Dialogue {
 
     fn handle_response(&mut self, block: &Block, fields: &Fields, events: &mut Vec<Event>) {
         let (id, shown) = (block.stream, self.shown);
+        self.remember_early(id);
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if stream.call.is_none()
             && let Some(call) = fields.call().or(fields.ends_a_call().then_some(Flavor::Plain))
@@ -621,8 +650,11 @@ impl Dialogue {
         let event = |side, what| Event { side, exchange, start: at, end: at, what };
         // Of a call whose head was not seen, or is cut within a message.
         let counted = message.messages.as_ref().is_some_and(Messages::is_whole);
-        if stream.call.is_some() && !counted {
+        if let Some(call) = stream.call.filter(|_| !counted) {
             events.push(event(side, What::Uncounted));
+            if call.is_web() && side == Side::Response {
+                events.push(event(side, What::Hole));
+            }
         }
         events.push(event(side, What::End { attributes }));
         let asking = &stream.sides[Side::Request.index()];
@@ -655,15 +687,22 @@ impl Dialogue {
                 let event = |side, what| Event { side, exchange, start: at, end, what };
                 // All was said: the rest of the request is not wanted, or not sent.
                 let said = stream.sides[Side::Response.index()].ended;
+                let lost = matches!(self.sides[side.other().index()].state, State::Lost);
+                if !said && lost {
+                    // What was said before may be among bytes where no frame was found yet.
+                    events.push(event(side.other(), What::Hole));
+                }
                 events.push(match said {
                     true => event(Side::Request, What::Over),
                     false => event(side, What::Abandoned { error: code(payload) }),
                 });
             }
             None if side == Side::Response && self.is_missed(frame.stream) => {
+                self.remember_early(frame.stream);
                 let what = What::Response(ResponseHead::default());
                 events.push(Event { side, exchange: None, start: at, end, what });
             }
+            None if side == Side::Response => self.remember_early(frame.stream),
             None => {}
         }
         self.sides[side.index()].state = State::Frame;
@@ -681,6 +720,9 @@ impl Dialogue {
         let last = payload.first_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last) & 0x7fff_ffff);
         let length = (HEADER + payload.len()) as u64;
         if side == Side::Response {
+            if self.is_ahead(side, input) {
+                return Progress::Wait;
+            }
             self.last = Some(last);
             let ids: Vec<u32> = self.streams.range(last.saturating_add(1)..).map(|(id, _)| *id).collect();
             for stream in ids.into_iter().filter_map(|id| self.remove(id)) {
@@ -694,12 +736,25 @@ impl Dialogue {
     }
 
     /// Where the next frame starts cannot be told, and blocks may have been missed.
-    fn lose(&mut self, side: Side, at: u64, events: &mut Vec<Event>) {
+    fn lose(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) {
         self.sides[side.index()].lose(GAP);
         self.request_missed |= side == Side::Request;
+        let end = input.position + input.bytes.len() as u64;
+        let gap = if let After::Gap(gap) = input.after { gap.length } else { 0 };
+        self.doubt(side, input.position, end + gap, events);
+    }
+
+    /// What moved of a side up to `end` was missed: a part of its messages may be among it.
+    fn doubt(&mut self, side: Side, at: u64, end: u64, events: &mut Vec<Event>) {
         for (id, stream) in &mut self.streams {
+            // Nothing is answered that was not asked yet.
+            let asked_later = side == Side::Response && stream.opposite >= end;
             let message = &mut stream.sides[side.index()];
-            if message.ended {
+            let event = |what| Event { side, exchange: Some(stream.exchange), start: at, end: at, what };
+            if message.ended && side == Side::Request {
+                events.push(event(What::Doubt));
+            }
+            if message.ended || asked_later {
                 continue;
             }
             message.doubtful = true;
@@ -707,7 +762,6 @@ impl Dialogue {
             if std::mem::replace(&mut message.hole, true) {
                 continue;
             }
-            let event = |what| Event { side, exchange: Some(stream.exchange), start: at, end: at, what };
             events.push(event(What::Hole));
             message.messages = None;
             if stream.call.is_some() {
@@ -753,14 +807,27 @@ impl Dialogue {
             || self.missed.iter().any(|(first, last)| (*first..=*last).contains(&id))
     }
 
-    fn find(&mut self, side: Side, input: &Input<'_>) -> Progress {
+    fn find(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
+        let reader = &mut self.sides[side.index()];
         if input.bytes.is_empty() {
+            if let After::Gap(_) = input.after {
+                reader.table.forget(GAP);
+            } else {
+                self.doubt(side, input.position, input.position, events);
+            }
             return skip_all(input);
+        }
+        if side == Side::Request && !reader.spoke && input.bytes.starts_with(PREFACE) {
+            // What was before it was another protocol's.
+            reader.state = State::Preface;
+            reader.table = Decoder::new(None);
+            return Progress::Read { length: 0, class: Class::Parsed };
         }
         let read = |length: usize| Progress::Read { length: length as u64, class: Class::Unparsed };
         match frame::find(side, input.bytes, input.position, input.marks) {
             Start::At(at) => {
                 self.sides[side.index()].state = State::Frame;
+                self.doubt(side, input.position, input.position + at as u64, events);
                 read(at)
             }
             Start::NotBefore(0)
@@ -780,6 +847,8 @@ struct Block {
     stream: u32,
     start: u64,
     end: u64,
+    /// Where the other side stood.
+    opposite: u64,
 }
 
 impl Block {

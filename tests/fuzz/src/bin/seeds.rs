@@ -2,10 +2,16 @@
 
 use std::path::Path;
 
-use tracer_agent::{capture::MAGIC, protocol::Side};
+use tracer_agent::{
+    capture::MAGIC,
+    protocol::{PROTOCOLS, Side},
+};
 use tracer_common::connection::Direction;
 use tracer_fuzz::turns;
-use tracer_tests::{dialogue::Dialogue, http};
+use tracer_tests::{
+    dialogue::{Dialogue, samples},
+    http,
+};
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
@@ -15,13 +21,24 @@ fn main() {
         std::fs::write(folder.join(format!("seed-{}", name.replace([' ', '/', ','], "-"))), bytes)
             .expect("a file");
     };
-    let dialogues = [http::dialogues(), http::ambiguous(), http::others()].concat();
-    for dialogue in &dialogues {
-        let side = |direction| if direction == Direction::Received { Side::Request } else { Side::Response };
-        let list: Vec<_> =
-            dialogue.turns.iter().map(|(direction, bytes)| (side(*direction), &bytes[..])).collect();
-        write("protocol", dialogue.name, &turns([0, 0], &list));
-        write("pipeline", dialogue.name, &records(dialogue));
+    let others = [http::ambiguous(), http::others()].concat();
+    for (index, protocol) in PROTOCOLS.iter().enumerate() {
+        let more = if index == 0 { &others[..] } else { &[] };
+        for dialogue in samples(protocol.name()).iter().chain(more) {
+            let side =
+                |direction| if direction == Direction::Received { Side::Request } else { Side::Response };
+            let list: Vec<_> =
+                dialogue.turns.iter().map(|(direction, bytes)| (side(*direction), &bytes[..])).collect();
+            // What begins as another protocol is read by that one.
+            let upgraded = dialogue.name.starts_with("an upgrade");
+            let index = if upgraded { 0 } else { index as u8 };
+            write("protocol", dialogue.name, &turns([index, 0], &list));
+            write("pipeline", dialogue.name, &records(dialogue));
+            if index > 0 {
+                // Joined, by a client that shows what it can.
+                write("protocol", &format!("{} joined", dialogue.name), &turns([index, 15], &list[4..]));
+            }
+        }
     }
     let captures = root.join("../../captures/http");
     for entry in std::fs::read_dir(captures).expect("captures") {

@@ -82,23 +82,31 @@ impl Frame {
         self.flags & flag != 0
     }
 
+    /// Whether a block that has begun here has to go on in `next`, and can.
+    fn goes_on_in(&self, next: &Frame) -> bool {
+        let begins = matches!(self.kind, kind::HEADERS | kind::PUSH_PROMISE | kind::CONTINUATION);
+        begins && !self.has(flag::END_HEADERS) && next.stream == self.stream
+    }
+
     pub(super) fn whole(&self) -> usize {
         HEADER + self.length
     }
 
     /// Whether a peer that keeps to the rules sends it: what is asked of the bytes of a connection that was
-    /// joined. No side sends frames that only the other may. The `first` of several is asked more.
-    fn is_strict(&self, side: Side, first: bool) -> bool {
+    /// joined. No side sends frames that only the other may. More is asked of one without another `before` it.
+    fn is_strict(&self, side: Side, before: Option<Self>) -> bool {
         /// A larger one has to be allowed by the peer, and hides the next header for long.
         const LENGTH_MAX: usize = (1 << 16) - 1;
         /// ALTSVC, ORIGIN (RFC 7838, 8336) and PRIORITY_UPDATE (RFC 9218).
         const EXTENSIONS: [u8; 3] = [0xa, 0xc, 0x10];
+        let first = before.is_none();
         let (on_stream, flags) = (self.stream % 2 == 1, self.flags);
         let fits = match self.kind {
             // An empty one says that the stream ends, or nothing.
             kind::DATA => {
                 let empty = self.length == 0 && flags & flag::END_STREAM == 0;
-                on_stream && flags & !(flag::END_STREAM | flag::PADDED) == 0 && !(first && empty)
+                let same = before.is_some_and(|before| before.stream == self.stream);
+                on_stream && flags & !(flag::END_STREAM | flag::PADDED) == 0 && (!empty || same)
             }
             kind::HEADERS => on_stream && flags & !0x2d == 0 && self.length > 0,
             kind::PRIORITY => self.stream != 0 && flags == 0 && self.length == 5,
@@ -112,7 +120,7 @@ impl Frame {
             kind::GOAWAY => self.stream == 0 && flags == 0 && self.length >= 8,
             kind::WINDOW_UPDATE => flags == 0 && self.length == 4,
             kind::CONTINUATION => on_stream && flags & !flag::END_HEADERS == 0,
-            kind => !first && EXTENSIONS.contains(&kind),
+            kind => !first && EXTENSIONS.contains(&kind) && self.length > 0,
         };
         fits && !self.reserved && (!first || self.length <= LENGTH_MAX)
     }
@@ -124,33 +132,40 @@ const HEADERS_PROVE: usize = 3;
 /// Looks for frames that tile: three headers in a row, two where the record of a call starts or ends with
 /// them, or one frame that is all of a record. `position` is that of the first of `bytes`.
 pub(super) fn find(side: Side, bytes: &[u8], position: u64, marks: Marks<'_>) -> Start {
+    let mut possible = None;
     // The upper byte of a length that is looked for.
     for at in memchr::memchr_iter(0, bytes) {
         match tiles(side, &bytes[at..], position + at as u64, marks) {
             Some(true) => return Start::At(at),
             Some(false) => {}
-            None => return Start::NotBefore(at),
+            None => possible = possible.or(Some(at)),
         }
     }
-    Start::NotBefore(bytes.len())
+    Start::NotBefore(possible.unwrap_or(bytes.len()))
 }
 
 /// None if that cannot be told yet.
 fn tiles(side: Side, bytes: &[u8], position: u64, marks: Marks<'_>) -> Option<bool> {
+    // Where calls start and end frames do, and next to nothing else of this form; if one call has all of it.
+    let record_end = marks.next_start(position).unwrap_or(u64::MAX);
     let starts = marks.starts_at(position);
     let mut at = 0;
+    let mut before: Option<Frame> = None;
     for headers in 1..=HEADERS_PROVE {
         let rest = bytes.get(at..)?;
         let Some(frame) = Frame::parse(rest) else {
             return if matches!(rest, [] | [0, ..]) { None } else { Some(false) };
         };
-        if !frame.is_strict(side, headers == 1) || !is_possible(&frame, &rest[HEADER..]) {
+        let follows = before.is_some_and(|before| before.goes_on_in(&frame));
+        let continues = frame.kind == kind::CONTINUATION;
+        if !frame.is_strict(side, before) || !is_possible(&frame, &rest[HEADER..]) || follows != continues {
             return Some(false);
         }
         at += frame.whole();
-        // Where calls end frames do, and next to nothing else of this form.
-        let ends = at <= bytes.len() && marks.starts_at(position + at as u64);
-        if usize::from(starts) + usize::from(ends) + headers >= HEADERS_PROVE {
+        before = Some(frame);
+        let end = position + at as u64;
+        let evidence = headers + usize::from(starts && record_end >= end) + usize::from(record_end == end);
+        if evidence >= HEADERS_PROVE {
             return Some(true);
         }
     }

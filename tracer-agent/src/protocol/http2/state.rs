@@ -20,13 +20,7 @@ pub(super) struct Reader {
 
 impl Default for Reader {
     fn default() -> Self {
-        Self {
-            state: State::Lost,
-            table: Decoder::new(None),
-            waits: false,
-            needs_more: None,
-            spoke: false,
-        }
+        Self { state: State::Lost, table: Decoder::new(None), waits: false, needs_more: None, spoke: false }
     }
 }
 
@@ -55,6 +49,8 @@ pub(super) struct Data {
 /// A request with its response.
 pub(super) struct Stream {
     pub(super) exchange: u64,
+    /// Where the responses stood when it was asked.
+    pub(super) opposite: u64,
     pub(super) sides: [Message; 2],
     /// The head of the response was read.
     pub(super) answered: bool,
@@ -73,9 +69,10 @@ impl Stream {
         trailers + self.vague.as_ref().map_or(0, |head| head.cost())
     }
 
-    pub(super) fn new(exchange: u64) -> Self {
+    pub(super) fn new(exchange: u64, opposite: u64) -> Self {
         Self {
             exchange,
+            opposite,
             sides: [Message::default(), Message::default()],
             answered: false,
             connects: false,
