@@ -1,11 +1,11 @@
-//! HTTP/1 in all its shapes over real sockets: cut into pieces in several ways and moved by all calls, the
+//! HTTP in all its shapes over real sockets: cut into pieces in several ways and moved by all calls, the
 //! exchanges are the same each time.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use tracer_tests::{
     dialogue::Dialogue,
-    http,
+    http, http2,
     process::{Folder, Traced, Tracer, assert_same, count, program},
 };
 
@@ -49,6 +49,20 @@ fn assert_played(traced: &Traced, dialogues: &[Dialogue]) {
 fn shapes_are_the_same_in_every_cut_and_by_every_call() {
     let folder = Folder::new("shapes");
     let dialogues = [http::dialogues(), vec![http::inside_a_tunnel()]].concat();
+    let file = script(&folder, &dialogues);
+    for calls in CALLS {
+        for cut in ["1", "7", "random", "all"] {
+            println!("{calls} in pieces of {cut}");
+            assert_played(&play(&file, cut, calls, &[]), &dialogues);
+        }
+    }
+}
+
+/// Frames are cut anywhere, also in their headers.
+#[test]
+fn frames_are_the_same_in_every_cut_and_by_every_call() {
+    let folder = Folder::new("frames");
+    let dialogues = http2::dialogues();
     let file = script(&folder, &dialogues);
     for calls in CALLS {
         for cut in ["1", "7", "random", "all"] {

@@ -7,7 +7,7 @@ use std::{
 
 use tracer_tests::{
     dialogue::Dialogue,
-    http,
+    http, http2,
     process::{Folder, program, python, run, workload},
 };
 
@@ -31,13 +31,15 @@ fn main() {
     let folder = Folder::new("captures");
     let dialogues =
         [http::dialogues(), http::ambiguous(), http::others(), vec![http::inside_a_tunnel()]].concat();
-    for dialogue in &dialogues {
+    let all = dialogues.iter().map(|dialogue| ("http", dialogue));
+    let newer = http2::dialogues();
+    for (name, dialogue) in all.chain(newer.iter().map(|dialogue| ("http2", dialogue))) {
         let script = folder.path("script.json");
         let scripts = serde_json::Value::from(vec![Dialogue::script(dialogue)]);
         std::fs::write(&script, scripts.to_string()).expect("a file");
         let script = script.display().to_string();
         let player = program("player").display().to_string();
-        record(&root.join("http"), dialogue.name, &[&player, &script, "all", "recvmsg"]);
+        record(&root.join(name), dialogue.name, &[&player, &script, "all", "recvmsg"]);
     }
     let pieces = [("1", "read"), ("7", "readv"), ("random", "recvmmsg")];
     let script = folder.path("script.json");
