@@ -2,7 +2,11 @@
 
 pub mod stream;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    cell::OnceCell,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, OnceLock},
+};
 
 use smol_str::format_smolstr;
 use tracer_common::{
@@ -14,12 +18,29 @@ use self::stream::{Mark, Stream};
 use crate::protocol::{Attribute, Kind, Text};
 
 /// What does not change while a connection lives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Ends {
     pub place: Place,
     pub role: Role,
     /// Who is at the other end, for people.
     pub peer: Text,
+    /// Made for the first span.
+    common: OnceCell<(Kind, Arc<Common>)>,
+}
+
+/// What all spans of a connection say of it.
+#[derive(Debug, Default)]
+pub struct Common {
+    pub attributes: Vec<Attribute>,
+    /// As the exporter sends them.
+    encoded: OnceLock<Vec<u8>>,
+}
+
+impl Common {
+    /// The attributes as `encode` writes them, which is asked once.
+    pub fn encoded(&self, encode: impl FnOnce(&[Attribute]) -> Vec<u8>) -> &[u8] {
+        self.encoded.get_or_init(|| encode(&self.attributes))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +88,7 @@ impl Ends {
             local: address(opened.local_address, opened.local_port),
             peer: address(opened.peer_address, opened.peer_port),
         };
-        Self { peer: place.peer(), place, role: Role::from_wire(opened.role) }
+        Self { peer: place.peer(), place, role: Role::from_wire(opened.role), common: OnceCell::new() }
     }
 
     pub fn of_unix(opened: &OpenedUnix) -> Self {
@@ -80,7 +101,7 @@ impl Ends {
             }
         };
         let place = Place::Unix(path);
-        Self { peer: place.peer(), place, role: Role::from_wire(opened.role) }
+        Self { peer: place.peer(), place, role: Role::from_wire(opened.role), common: OnceCell::new() }
     }
 
     pub fn peer_port(&self) -> Option<u16> {
@@ -90,42 +111,58 @@ impl Ends {
         }
     }
 
-    /// Adds what a span says of both ends; `server.*` only where the protocol has not.
-    pub fn describe(&self, attributes: &mut Vec<Attribute>, kind: Kind) {
+    /// Adds what a span says of the server where the protocol has not.
+    pub fn describe_server(&self, attributes: &mut Vec<Attribute>, kind: Kind) {
         let has = |key| attributes.iter().any(|attribute| attribute.key == key);
         let (has_address, has_port) = (has("server.address"), has("server.port"));
-        let (local, peer) = match &self.place {
-            Place::Tcp { local, peer } => (local, peer),
-            Place::Unix(path) => {
-                if !path.is_empty() && !has_address {
-                    attributes.push(Attribute::text("server.address", path.clone()));
+        match &self.place {
+            Place::Tcp { local, peer } => {
+                let server = match kind {
+                    Kind::Server => local,
+                    Kind::Client => peer,
+                };
+                if !has_address {
+                    attributes.push(Attribute::text("server.address", server.ip.clone()));
                 }
+                if !has_port {
+                    attributes.push(Attribute::number("server.port", server.port));
+                }
+            }
+            Place::Unix(path) if !path.is_empty() && !has_address => {
+                attributes.push(Attribute::text("server.address", path.clone()));
+            }
+            Place::Unix(_) => {}
+        }
+    }
+
+    /// What is the same for all its spans.
+    pub fn common(&self, kind: Kind) -> Arc<Common> {
+        let (made_for, common) = self.common.get_or_init(|| (kind, Arc::new(self.describe(kind))));
+        if *made_for == kind { common.clone() } else { Arc::new(self.describe(kind)) }
+    }
+
+    fn describe(&self, kind: Kind) -> Common {
+        let mut attributes = Vec::new();
+        match &self.place {
+            Place::Tcp { local, peer } => {
+                if kind == Kind::Server {
+                    attributes.push(Attribute::text("client.address", peer.ip.clone()));
+                    attributes.push(Attribute::number("client.port", peer.port));
+                }
+                attributes.push(Attribute::word("network.transport", "tcp"));
+                attributes.push(Attribute::text("network.local.address", local.ip.clone()));
+                attributes.push(Attribute::number("network.local.port", local.port));
+                attributes.push(Attribute::text("network.peer.address", peer.ip.clone()));
+                attributes.push(Attribute::number("network.peer.port", peer.port));
+            }
+            Place::Unix(path) => {
                 attributes.push(Attribute::word("network.transport", "unix"));
                 if !path.is_empty() {
                     attributes.push(Attribute::text("network.peer.address", path.clone()));
                 }
-                return;
             }
-        };
-        let server = match kind {
-            Kind::Server => local,
-            Kind::Client => peer,
-        };
-        if !has_address {
-            attributes.push(Attribute::text("server.address", server.ip.clone()));
         }
-        if !has_port {
-            attributes.push(Attribute::number("server.port", server.port));
-        }
-        if kind == Kind::Server {
-            attributes.push(Attribute::text("client.address", peer.ip.clone()));
-            attributes.push(Attribute::number("client.port", peer.port));
-        }
-        attributes.push(Attribute::word("network.transport", "tcp"));
-        attributes.push(Attribute::text("network.local.address", local.ip.clone()));
-        attributes.push(Attribute::number("network.local.port", local.port));
-        attributes.push(Attribute::text("network.peer.address", peer.ip.clone()));
-        attributes.push(Attribute::number("network.peer.port", peer.port));
+        Common { attributes, encoded: OnceLock::new() }
     }
 
     /// The direction that requests take.

@@ -8,7 +8,7 @@ use rand_chacha::{
 };
 
 use crate::{
-    connection::Ends,
+    connection::{Common, Ends},
     enrich::Resource,
     exchange::{Exchange, Messages, Outcome},
     noise::Noise,
@@ -34,6 +34,8 @@ pub struct Span {
     pub end: u64,
     pub status: Status,
     pub attributes: Vec<Attribute>,
+    /// What all spans of its connection say besides.
+    pub common: Arc<Common>,
     pub events: Vec<Moment>,
     pub resource: Arc<Resource>,
     pub view: View,
@@ -81,6 +83,7 @@ impl Span {
             end: 1_000,
             status: Status::Unset,
             attributes: Vec::new(),
+            common: Arc::default(),
             events: Vec::new(),
             resource: Arc::default(),
             view: View {
@@ -172,7 +175,7 @@ impl Spans {
             count_messages(messages, side, &mut attributes);
         }
         if let Some(ends) = ends {
-            ends.describe(&mut attributes, kind);
+            ends.describe_server(&mut attributes, kind);
         }
         if exchange.cut != [false; 2] {
             let sides = match exchange.cut {
@@ -220,6 +223,7 @@ impl Spans {
             end: self.wall(last),
             status,
             attributes,
+            common: ends.map(|ends| ends.common(kind)).unwrap_or_default(),
             events,
             resource,
             view: View {

@@ -20,8 +20,8 @@ pub fn line(span: &Span) -> String {
         start_time_unix_nano: span.start.to_string(),
         end_time_unix_nano: span.end.to_string(),
         status: Code { code: code(span.status) },
-        attributes: Flat(&span.attributes),
-        resource: Flat(&span.resource.attributes),
+        attributes: Flat(&span.attributes, &span.common.attributes),
+        resource: Flat(&span.resource.attributes, &[]),
         events: span.events.iter().map(Event::from).collect(),
     };
     // A map with text keys always serialises.
@@ -70,17 +70,18 @@ impl<'a> From<&'a Moment> for Event<'a> {
         Self {
             name: moment.name,
             time_unix_nano: moment.time.to_string(),
-            attributes: Flat(&moment.attributes),
+            attributes: Flat(&moment.attributes, &[]),
         }
     }
 }
 
-struct Flat<'a>(&'a [Attribute]);
+/// Attributes, and more of them.
+struct Flat<'a>(&'a [Attribute], &'a [Attribute]);
 
 impl Serialize for Flat<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for attribute in self.0 {
+        let mut map = serializer.serialize_map(Some(self.0.len() + self.1.len()))?;
+        for attribute in self.0.iter().chain(self.1) {
             match &attribute.value {
                 Value::Text(text) => map.serialize_entry(attribute.key, text.as_str())?,
                 Value::Number(number) => map.serialize_entry(attribute.key, number)?,

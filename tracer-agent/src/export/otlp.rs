@@ -136,6 +136,13 @@ fn encode_span(out: &mut Vec<u8>, span: &Span) {
     for attribute in &span.attributes {
         encode_attribute(out, field::SPAN_ATTRIBUTES, attribute);
     }
+    out.extend_from_slice(span.common.encoded(|attributes| {
+        let mut common = Vec::new();
+        for attribute in attributes {
+            encode_attribute(&mut common, field::SPAN_ATTRIBUTES, attribute);
+        }
+        common
+    }));
     for event in &span.events {
         message(out, field::SPAN_EVENTS, |out| encode_event(out, event));
     }

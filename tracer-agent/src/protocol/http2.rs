@@ -471,7 +471,7 @@ impl Dialogue {
         if decoded.is_err() {
             // What stands before the error is right; nothing is known of the table after it.
             reader.table.forget(GAP);
-            fields.take(hpack::Field { name: None, value: None }, Some(GAP));
+            fields.take(hpack::Field { name: None, value: hpack::Value::Unknown }, Some(GAP));
         }
         reader.state = State::Frame;
         reader.spoke = true;

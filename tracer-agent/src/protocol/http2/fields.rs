@@ -1,11 +1,14 @@
 //! The fields of a block that spans are made of.
 
-use super::hpack::Field;
+use super::hpack::{Field, Value};
 use crate::protocol::{
     Attribute, Attributes, Kind, RequestHead, ResponseHead, Shown, Text, TraceParent,
     grpc::{self, Flavor},
     http::{self, Asked, Target},
 };
+
+/// Why a field is not known whose table is.
+const UNREADABLE: &str = "unreadable";
 
 /// None is what was not said, or is not known.
 #[derive(Debug, Default)]
@@ -34,10 +37,13 @@ pub(super) struct Fields {
 impl Fields {
     /// `missing`: why something of the field may not be known.
     pub(super) fn take(&mut self, field: Field<'_>, missing: Option<&'static str>) {
-        if field.name.is_none() || field.value.is_none() {
-            self.missing = missing.or(Some("too long"));
+        let Some(name) = field.name else {
+            self.missing = missing.or(Some(UNREADABLE));
+            return;
+        };
+        if !field.value.is_known() {
+            self.missing = missing.or(Some(UNREADABLE));
         }
-        let Some(name) = field.name else { return };
         let place = match name {
             ":method" => &mut self.method,
             ":scheme" => &mut self.scheme,
@@ -52,29 +58,35 @@ impl Fields {
         };
         self.asks |= name.starts_with(':');
         // The first counts; what is too long for a span is cut there, and said to be.
-        if let Some(value) = field.value.filter(|_| place.is_none()) {
-            let length = value.floor_char_boundary(http::TEXT_MAX + 1);
-            *place = Some(Text::new(&value[..length]));
+        if place.is_none() {
+            *place = field.value.text().map(|text| match text.len() <= http::TEXT_MAX {
+                true => text,
+                false => Text::new(&text[..text.floor_char_boundary(http::TEXT_MAX + 1)]),
+            });
+            if place.is_none() {
+                self.missing = missing.or(Some(UNREADABLE));
+            }
         }
     }
 
-    fn take_other(&mut self, name: &str, value: Option<&str>) {
+    fn take_other(&mut self, name: &str, value: Value<'_>) {
         match name {
             ":status" => {
-                let status = value.and_then(|value| value.parse().ok());
+                let status = value.text().and_then(|value| value.parse().ok());
                 self.status = status.filter(|status| (100..1000).contains(status));
                 self.answers = true;
             }
             "traceparent" => {
                 self.parents += 1;
-                let parent = value.and_then(|value| http::trace_parent(value.as_bytes()));
+                let parent = value.text().and_then(|value| http::trace_parent(value.as_bytes()));
                 self.parent = parent.filter(|_| self.parents == 1);
             }
-            _ => {
-                if let Some(value) = value {
-                    self.trailers.add(name, value);
+            _ if name.starts_with("grpc-") => {
+                if let Some(value) = value.text() {
+                    self.trailers.add(name, &value);
                 }
             }
+            _ => {}
         }
     }
 

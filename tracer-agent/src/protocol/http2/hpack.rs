@@ -2,9 +2,11 @@
 //! and stays so until it is sent again. An index counts from the newest entry, so those that were seen are
 //! right from the first on.
 
-use std::{borrow::Cow, collections::VecDeque};
+use std::{borrow::Cow, cell::OnceCell, collections::VecDeque};
 
 use octets::Octets;
+
+use crate::protocol::Text;
 
 /// Where the dynamic table starts as long as nobody says anything else (RFC 9113, section 6.5.2).
 const SIZE_START: usize = 4096;
@@ -15,14 +17,71 @@ const SIZE_MAX: usize = 64 * 1024;
 /// What an entry takes besides its texts (section 4.1).
 const ENTRY_COST: usize = 32;
 
+/// Bits of the longest code of a character (appendix B), and of the shortest.
+const CODE_LONGEST: usize = 30;
+const CODE_SHORTEST: usize = 5;
+
 /// The longest name or value that is decoded: a longer one is as if it had not been seen.
 const TEXT_MAX: usize = 256 * 1024;
 
 /// A field, as far as it is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Field<'a> {
     pub(super) name: Option<&'a str>,
-    pub(super) value: Option<&'a str>,
+    pub(super) value: Value<'a>,
+}
+
+/// A value, which is decoded only if somebody asks for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Value<'a> {
+    Unknown,
+    Known(&'a str),
+    Sent(Sent<'a>),
+    Kept(&'a Kept),
+}
+
+impl Value<'_> {
+    pub(super) fn is_known(&self) -> bool {
+        !matches!(self, Value::Unknown)
+    }
+
+    /// None if it is not known, or is none.
+    pub(super) fn text(&self) -> Option<Text> {
+        match self {
+            Value::Unknown => None,
+            Value::Known(text) => Some(Text::new(text)),
+            Value::Sent(sent) => sent.text().map(Text::from),
+            Value::Kept(kept) => kept.decoded.get_or_init(|| kept.sent().text().map(Text::from)).clone(),
+        }
+    }
+}
+
+/// A string as it was sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent<'a> {
+    bytes: &'a [u8],
+    coded: bool,
+}
+
+impl<'a> Sent<'a> {
+    /// No more than the bytes that it stands for.
+    fn least(&self) -> usize {
+        if self.coded { self.bytes.len() * 8 / CODE_LONGEST } else { self.bytes.len() }
+    }
+
+    fn text(&self) -> Option<Cow<'a, str>> {
+        if self.bytes.len() > TEXT_MAX {
+            return None;
+        }
+        if !self.coded {
+            return Some(String::from_utf8_lossy(self.bytes));
+        }
+        let most = self.bytes.len() * 8 / CODE_SHORTEST + 1;
+        let plain = Octets::with_slice(self.bytes).get_huffman_decoded_with_max_length(most).ok()?;
+        let text = String::from_utf8(plain)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        Some(Cow::Owned(text))
+    }
 }
 
 /// A block is not what an encoder writes.
@@ -32,43 +91,68 @@ pub(super) struct Malformed;
 /// What one side of a connection has said so far.
 #[derive(Debug)]
 pub(super) struct Decoder {
-    /// The newest first.
+    /// The newest first. There can be more of them than the encoder has: those it does not ask for.
     entries: VecDeque<Entry>,
-    /// What they take, as far as they are known: never more than they do.
+    /// What they take, as far as that is known without decoding them: never more than they do.
     size: usize,
     max: usize,
+    /// Bytes of memory that they take.
+    held: usize,
     /// Since when entries are missing, in one word; None if all were seen.
     missing: Option<&'static str>,
 }
 
 #[derive(Debug)]
 struct Entry {
-    /// Name and value, one after the other.
-    text: Box<str>,
-    /// Bytes of the name; None if it is not known.
-    name: Option<usize>,
-    /// Whether the value is known.
-    value: bool,
+    name: Name,
+    /// None if it is not known.
+    value: Option<Kept>,
     size: usize,
+    held: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Name {
+    Unknown,
+    Static(&'static str),
+    Sent(Text),
+}
+
+impl Name {
+    fn shown(&self) -> Option<&str> {
+        match self {
+            Name::Unknown => None,
+            Name::Static(name) => Some(name),
+            Name::Sent(name) => Some(name),
+        }
+    }
+}
+
+/// A value of the table.
+#[derive(Debug)]
+pub(super) struct Kept {
+    bytes: Box<[u8]>,
+    coded: bool,
+    decoded: OnceCell<Option<Text>>,
+}
+
+impl Kept {
+    fn sent(&self) -> Sent<'_> {
+        Sent { bytes: &self.bytes, coded: self.coded }
+    }
 }
 
 impl Entry {
-    fn new(field: Field<'_>, size: usize) -> Self {
-        let (name, value) = (field.name.unwrap_or_default(), field.value.unwrap_or_default());
-        let mut text = String::with_capacity(name.len() + value.len());
-        text.push_str(name);
-        text.push_str(value);
-        Self {
-            text: text.into_boxed_str(),
-            name: field.name.map(str::len),
-            value: field.value.is_some(),
-            size,
-        }
+    fn new(name: Name, value: Sent<'_>) -> Self {
+        let size = ENTRY_COST + name.shown().map_or(0, str::len) + value.least();
+        let kept = Kept { bytes: value.bytes.into(), coded: value.coded, decoded: OnceCell::new() };
+        // With its decoded form.
+        let held = size_of::<Self>() + size + 2 * value.bytes.len();
+        Self { name, value: (value.bytes.len() <= TEXT_MAX).then_some(kept), size, held }
     }
 
     fn field(&self) -> Field<'_> {
-        let (name, value) = self.text.split_at(self.name.unwrap_or(0));
-        Field { name: self.name.map(|_| name), value: self.value.then_some(value) }
+        Field { name: self.name.shown(), value: self.value.as_ref().map_or(Value::Unknown, Value::Kept) }
     }
 }
 
@@ -76,14 +160,13 @@ impl Decoder {
     /// `missing`: why entries are missing that are in the table already, in one word.
     pub(super) fn new(missing: Option<&'static str>) -> Self {
         let max = if missing.is_some() { SIZE_MAX } else { SIZE_START };
-        Self { entries: VecDeque::new(), size: 0, max, missing }
+        Self { entries: VecDeque::new(), size: 0, max, held: 0, missing }
     }
 
     /// Blocks were missed: nothing is known of how far entries have moved.
     pub(super) fn forget(&mut self, why: &'static str) {
-        let missing = self.missing.or(Some(why));
         // More than the table holds does no harm: what is gone is not asked for.
-        *self = Self { max: SIZE_MAX, missing, ..Self::new(missing) };
+        *self = Self::new(self.missing.or(Some(why)));
     }
 
     /// Why some fields may not be known.
@@ -93,7 +176,7 @@ impl Decoder {
 
     /// Bytes of memory, about.
     pub(super) fn held(&self) -> usize {
-        self.size + self.entries.len() * size_of::<Entry>()
+        self.held
     }
 
     /// Tells `take` of all fields of a block. After an error nothing is known of the entries.
@@ -109,7 +192,9 @@ impl Decoder {
                 // A literal that becomes an entry (6.2.1).
                 0x40.. => {
                     let index = rest.number(6)?;
-                    self.insert(index, &mut rest, &mut take)?;
+                    let (name, value) = self.literal(index, &mut rest)?;
+                    take(Field { name: name.shown(), value: Value::Sent(value) });
+                    self.insert(Entry::new(name, value));
                 }
                 // The table's size changes (6.3).
                 0x20.. => {
@@ -123,49 +208,52 @@ impl Decoder {
                 // A literal that does not (6.2.2, 6.2.3).
                 _ => {
                     let index = rest.number(4)?;
-                    let name = if index == 0 { Some(rest.text()?) } else { None };
-                    let value = rest.text()?;
-                    let name = match &name {
-                        Some(name) => name.shown(),
-                        None => self.field(index)?.name,
-                    };
-                    take(Field { name, value: value.shown() });
+                    let (name, value) = self.literal(index, &mut rest)?;
+                    take(Field { name: name.shown(), value: Value::Sent(value) });
                 }
             }
         }
         Ok(())
     }
 
-    fn insert(
-        &mut self,
-        index: usize,
-        rest: &mut Reader<'_>,
-        take: &mut impl FnMut(Field<'_>),
-    ) -> Result<(), Malformed> {
-        let name = if index == 0 { Some(rest.text()?) } else { None };
-        let value = rest.text()?;
-        let entry = {
-            let (name, length) = match &name {
-                Some(name) => (name.shown(), name.length),
-                None => {
-                    let name = self.field(index)?.name;
-                    (name, name.map_or(0, str::len))
+    fn literal<'b>(&self, index: usize, rest: &mut Reader<'b>) -> Result<(Name, Sent<'b>), Malformed> {
+        let name = match index {
+            0 => {
+                let sent = rest.text()?;
+                let known = sent.bytes.len() <= TEXT_MAX;
+                let text = sent.text().map(Text::from);
+                match text {
+                    Some(text) => Name::Sent(text),
+                    None if known => return Err(Malformed),
+                    None => Name::Unknown,
                 }
-            };
-            let field = Field { name, value: value.shown() };
-            take(field);
-            let size = length + value.length + ENTRY_COST;
-            // One that is larger than the table empties it (section 4.4).
-            (size <= self.max).then(|| Entry::new(field, size))
+            }
+            _ => match STATIC.get(index - 1) {
+                Some((name, _)) => Name::Static(name),
+                None => match self.entries.get(index - 1 - STATIC.len()) {
+                    Some(entry) => entry.name.clone(),
+                    None if self.missing.is_some() => Name::Unknown,
+                    None => return Err(Malformed),
+                },
+            },
         };
-        let Some(entry) = entry else {
-            self.evict(0);
-            return Ok(());
-        };
+        Ok((name, rest.text()?))
+    }
+
+    /// One that is larger than the table empties it (section 4.4).
+    fn insert(&mut self, entry: Entry) {
+        if entry.size > self.max {
+            return self.evict(0);
+        }
         self.evict(self.max - entry.size);
         self.size += entry.size;
+        self.held += entry.held;
         self.entries.push_front(entry);
-        Ok(())
+        if self.held > 4 * SIZE_MAX {
+            // Of codes that are longer than what they stand for.
+            self.missing = self.missing.or(Some("limit"));
+            self.evict(self.size / 2);
+        }
     }
 
     /// Drops the oldest until no more than `size` is left.
@@ -173,6 +261,7 @@ impl Decoder {
         while self.size > size {
             let Some(entry) = self.entries.pop_back() else { break };
             self.size -= entry.size;
+            self.held -= entry.held;
         }
     }
 
@@ -181,30 +270,17 @@ impl Decoder {
             return Err(Malformed);
         }
         if let Some((name, value)) = STATIC.get(index - 1) {
-            return Ok(Field { name: Some(name), value: Some(value) });
+            return Ok(Field { name: Some(name), value: Value::Known(value) });
         }
         match self.entries.get(index - 1 - STATIC.len()) {
             Some(entry) => Ok(entry.field()),
-            None if self.missing.is_some() => Ok(Field { name: None, value: None }),
+            None if self.missing.is_some() => Ok(Field { name: None, value: Value::Unknown }),
             None => Err(Malformed),
         }
     }
 }
 
 struct Reader<'a>(&'a [u8]);
-
-/// A name or a value, as the table counts it and as it is shown.
-struct Decoded<'a> {
-    /// None if it is too long.
-    text: Option<Cow<'a, str>>,
-    length: usize,
-}
-
-impl Decoded<'_> {
-    fn shown(&self) -> Option<&str> {
-        self.text.as_deref()
-    }
-}
 
 impl<'a> Reader<'a> {
     /// An integer whose first byte has `prefix` bits of it (section 5.1).
@@ -233,25 +309,12 @@ impl<'a> Reader<'a> {
     }
 
     /// A string (section 5.2).
-    fn text(&mut self) -> Result<Decoded<'a>, Malformed> {
+    fn text(&mut self) -> Result<Sent<'a>, Malformed> {
         let coded = self.0.first().ok_or(Malformed)? & 0x80 != 0;
         let length = self.number(7)?;
         let (bytes, rest) = self.0.split_at_checked(length).ok_or(Malformed)?;
         self.0 = rest;
-        if !coded {
-            let text = (length <= TEXT_MAX).then(|| String::from_utf8_lossy(bytes));
-            return Ok(Decoded { text, length });
-        }
-        if length > TEXT_MAX {
-            return Ok(Decoded { text: None, length: length * 8 / 5 });
-        }
-        // A code has five bits at least.
-        let plain = Octets::with_slice(bytes).get_huffman_decoded_with_max_length(length * 8 / 5 + 1);
-        let plain = plain.map_err(|_| Malformed)?;
-        let length = plain.len();
-        let text = String::from_utf8(plain)
-            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-        Ok(Decoded { length, text: Some(Cow::Owned(text)) })
+        Ok(Sent { bytes, coded })
     }
 }
 
