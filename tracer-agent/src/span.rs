@@ -189,7 +189,8 @@ impl Spans {
             attributes.push(Attribute::word("tracer.parent.evidence", "traceparent"));
         }
         let moment = |name, time, attributes| Moment { name, time: self.wall(time), attributes };
-        let mut events = Vec::with_capacity(exchange.interim.len() + 2);
+        let messages = if exchange.messages.is_some() { 4 } else { 0 };
+        let mut events = Vec::with_capacity(exchange.interim.len() + 2 + messages);
         events.extend(
             exchange
                 .interim

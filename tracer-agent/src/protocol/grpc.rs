@@ -86,15 +86,15 @@ pub(super) fn request(asked: &Asked<'_>, timeout: Option<&str>) -> RequestHead {
     }
     attributes.push(Attribute::word("network.protocol.name", "http"));
     attributes.push(Attribute::word("network.protocol.version", asked.version));
-    if let Some(agent) = asked.user_agent {
-        attributes.push(Attribute::text("user_agent.original", text(agent)));
+    if let Some(agent) = &asked.user_agent {
+        attributes.push(Attribute::text("user_agent.original", agent.clone()));
     }
     attributes.extend(asked.notes.iter().cloned());
     if let Some(timeout) = timeout.and_then(duration) {
         attributes.push(Attribute::text("tracer.rpc.timeout", timeout));
     }
     asked.describe_server(&mut attributes);
-    let noise = noise::of(asked.user_agent, path.unwrap_or_default(), false);
+    let noise = noise::of(asked.agent(), path.unwrap_or_default(), false);
     if let Some(Noise::HealthCheck(evidence)) = noise {
         attributes.push(Attribute::word("tracer.health_check", evidence));
     }

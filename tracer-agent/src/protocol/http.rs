@@ -28,7 +28,7 @@ pub(super) struct Asked<'a> {
     pub(super) target: Option<Target<'a>>,
     pub(super) host: Option<&'a str>,
     pub(super) version: &'static str,
-    pub(super) user_agent: Option<&'a [u8]>,
+    pub(super) user_agent: Option<Text>,
     pub(super) content_type: Option<&'a [u8]>,
     pub(super) parent: Option<TraceParent>,
     /// What the reader of the head has to add.
@@ -49,6 +49,10 @@ impl Asked<'_> {
         if let Some(port) = port {
             attributes.push(Attribute::number("server.port", port));
         }
+    }
+
+    pub(super) fn agent(&self) -> Option<&[u8]> {
+        self.user_agent.as_ref().map(|agent| agent.as_bytes())
     }
 
     pub(super) fn path(&self) -> Option<&str> {
@@ -75,8 +79,8 @@ pub(super) fn request(asked: &Asked<'_>, kind: Kind) -> RequestHead {
     }
     attributes.push(Attribute::word("network.protocol.name", "http"));
     attributes.push(Attribute::word("network.protocol.version", asked.version));
-    if let Some(agent) = asked.user_agent {
-        attributes.push(Attribute::text("user_agent.original", text(agent)));
+    if let Some(agent) = &asked.user_agent {
+        attributes.push(Attribute::text("user_agent.original", agent.clone()));
     }
     attributes.extend(asked.notes.iter().cloned());
     if asked.target.is_some_and(|target| target.truncated) {
@@ -89,7 +93,7 @@ pub(super) fn request(asked: &Asked<'_>, kind: Kind) -> RequestHead {
         None => {}
     }
     let path = asked.path().map_or(Text::default(), Text::new);
-    let noise = noise::of(asked.user_agent, &path, matches!(asked.method, Some("GET" | "HEAD")));
+    let noise = noise::of(asked.agent(), &path, matches!(asked.method, Some("GET" | "HEAD")));
     if let Some(Noise::HealthCheck(evidence)) = noise {
         attributes.push(Attribute::word("tracer.health_check", evidence));
     }

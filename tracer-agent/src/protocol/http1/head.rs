@@ -287,7 +287,7 @@ fn request_from(request: &httparse::Request<'_, '_>, hidden: bool, kind: Kind) -
         target: Some(Target::of(target, method == "CONNECT")),
         host: host.as_deref(),
         version: if version == 0 { "1.0" } else { "1.1" },
-        user_agent: fields.user_agent,
+        user_agent: fields.user_agent.map(http::text),
         content_type: fields.content_type,
         parent: fields.parent,
         notes,

@@ -122,7 +122,7 @@ impl Fields {
             host: self.authority.as_deref().or(self.host.as_deref()),
             target,
             version: "2",
-            user_agent: self.user_agent.as_deref().map(str::as_bytes),
+            user_agent: self.user_agent.clone(),
             content_type: self.content_type.as_deref().map(str::as_bytes),
             parent: self.parent,
             notes: self.missing.map(captured).into_iter().collect(),
