@@ -38,7 +38,7 @@ impl std::str::FromStr for StatusPattern {
         let known = number || is_class || is_word || lower == "none";
         let class = !number || matches!(text.as_bytes().first(), Some(b'1'..=b'5'));
         if text.is_empty() || short || !known || !class || !text.chars().all(word) {
-            return Err(format!("`{text}` is no status; say for example 404, 5xx or none"));
+            return Err(format!("`{text}` is no status; say for example 404, 5xx, NOT_FOUND (gRPC) or none"));
         }
         Ok(Self(text.to_ascii_lowercase()))
     }

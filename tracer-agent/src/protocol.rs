@@ -253,6 +253,8 @@ pub struct RequestHead {
     pub parent: Option<TraceParent>,
     /// What it is besides, see [`crate::noise`].
     pub noise: Option<Noise>,
+    /// Not all of it is known.
+    pub vague: bool,
 }
 
 impl RequestHead {
@@ -284,6 +286,7 @@ pub struct ResponseHead {
 impl ResponseHead {
     /// What comes after the content has the last word.
     pub fn add(&mut self, more: ResponseHead) {
+        self.attributes.retain(|old| more.attributes.iter().all(|new| new.key != old.key));
         self.attributes.extend(more.attributes);
         if !more.status.is_empty() {
             self.status = more.status;

@@ -8,6 +8,10 @@ const HEX_MIN: usize = 12;
 
 /// `/users/{id}/orders` of `/users/4711/orders`, without the query.
 pub fn of(target: &str) -> String {
+    if target == "?" {
+        // What was not seen.
+        return target.to_owned();
+    }
     let path = target.split(['?', '#']).next().unwrap_or_default();
     let mut route = String::with_capacity(path.len());
     for (index, part) in path.split('/').enumerate() {

@@ -62,7 +62,7 @@ pub struct View {
     pub peer_port: Option<u16>,
     /// The name of the protocol in the registry.
     pub protocol: &'static str,
-    /// See `ResponseHead::stream`.
+    /// See `ResponseHead::stream`; also calls of several messages are streams.
     pub stream: Option<&'static str>,
     /// Nobody asked, a machine looked whether the service is well.
     pub health_check: bool,
@@ -212,6 +212,10 @@ impl Spans {
             let last = last.filter(|_| count > 1);
             events.extend(last.map(|last| moment(names.last, last, Attributes::new())));
         }
+        events.sort_by_key(|event| event.time);
+        // A call of several messages: its duration tells how long somebody talked.
+        let talks = exchange.messages.as_deref().is_some_and(|sides| sides.iter().any(|side| side.count > 1));
+        let shown_stream = stream.or(talks.then_some("stream"));
         let last = exchange.response_end.max(exchange.broken).unwrap_or(0).max(exchange.request_end);
         Span {
             trace,
@@ -237,7 +241,7 @@ impl Spans {
                 peer: ends.map(|ends| ends.peer.clone()),
                 peer_port: ends.and_then(Ends::peer_port),
                 protocol: request.protocol,
-                stream,
+                stream: shown_stream,
                 health_check: matches!(request.noise, Some(Noise::HealthCheck(_))),
             },
         }

@@ -144,6 +144,8 @@ pub struct Ledger {
     pub exchanges: u64,
     /// Exchanges with a gap in what their span needs.
     pub partial: u64,
+    /// Exchanges whose names are not all known, since they were sent before the tracer came or in a gap.
+    pub vague: u64,
     /// Responses whose request was not seen.
     pub orphans: u64,
     /// Connections whose protocol could not be followed any further, by the reason.
@@ -249,6 +251,7 @@ impl fmt::Display for Ledger {
             (self.damaged, "records damaged"),
             (self.evicted, "connections evicted"),
             (self.exports, "exports of tracers left out"),
+            (self.vague, "exchanges with names that were sent before the tracer came, or lost"),
             (self.selection_full(), "processes over the selection's limit"),
         ];
         for (count, what) in rare.into_iter().filter(|(count, _)| *count > 0) {

@@ -133,6 +133,9 @@ pub struct Frames {
     pub have: u32,
     /// 0 if it is not known where frames start.
     pub follows: u32,
+    /// 1 if the current frame holds content.
+    pub content: u32,
+    pub padding: u32,
     pub header: [u8; 16],
 }
 

@@ -31,7 +31,7 @@ const LENGTH_MAX: u32 = 1 << 24;
 /// A header has no more bytes.
 const HEADER_MAX: u32 = 16;
 
-/// What one call may copy before content is passed over; and at most, where it is full of headers.
+/// What one call may copy before content is passed over; and at most of headers.
 const COPIED_MAX: u32 = (RECORDS_PER_CALL - 1) * GATHER_MAX;
 const HEADERS_MAX: u32 = 4 << 20;
 
@@ -39,10 +39,10 @@ const HEADERS_MAX: u32 = 4 << 20;
 const FRAMES_FEW: u32 = 4;
 
 /// Steps of one call: one for each piece and frame, and some for each record.
-const STEPS: u32 = 4096;
+const STEPS: u32 = 65536;
 
 /// Follows a connection whose first bytes are those of the layout, if `first` tells of them. What was sent
-/// before in the other direction is taken for whole frames.
+/// before in the other direction is taken for whole frames: nobody ends a first call within one.
 #[inline(always)]
 pub(crate) fn begin(first: &Data, buffer: &Buffer, total: u32) -> bool {
     let length = constant(&memory::FRAMING_PREFIX_LENGTH) as u32;
@@ -83,7 +83,7 @@ pub(crate) fn begin(first: &Data, buffer: &Buffer, total: u32) -> bool {
 #[inline(always)]
 fn starting(position: u64, base: u32, copy: u32) -> Frames {
     let sequence = (position as u32).wrapping_add(base);
-    Frames { sequence, saves: 0, copy, skip: 0, have: 0, follows: 1, header: [0; 16] }
+    Frames { sequence, copy, follows: 1, ..Frames::default() }
 }
 
 #[inline(always)]
@@ -107,17 +107,21 @@ pub(crate) fn follow(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: 
         frames.follows = 0;
         return false;
     }
-    frames.sequence = frames.sequence.wrapping_add(total);
+    // Nobody else follows from a state that is not written yet: first this one says so, then the position
+    // moves on. SAFETY: references are valid to write; volatile for the order.
+    unsafe {
+        core::ptr::write_volatile(&mut frames.follows, 0);
+        core::ptr::write_volatile(&mut frames.sequence, frames.sequence.wrapping_add(total));
+    }
     if buffer.shape != shape::FLAT && buffer.shape != shape::PIECES {
         // Bytes that cannot be looked at are content, or hide where frames start.
-        if !pass(frames, total) {
-            frames.follows = 0;
-        }
+        frames.follows = pass(frames, total) as u32;
         return false;
     }
     if gather_few(direction, out, buffer) {
-        follow_short(direction, frames);
+        let follows = follow_short(direction, frames);
         flush(direction);
+        frames.follows = follows as u32;
         return true;
     }
     let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return false };
@@ -134,8 +138,14 @@ pub(crate) fn follow(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: 
     } else {
         0
     };
-    frames.saves = walk.saves;
     walk.frames = *frames;
+    walk.frames.follows = 1;
+    if walk.frames.content != 0 && walk.frames.copy > COPIED_MAX && total > COPIED_MAX {
+        // Begun when it was not known that so much of it comes at once.
+        walk.frames.skip += walk.frames.copy - CONTENT_START;
+        walk.frames.copy = CONTENT_START;
+        walk.frames.saves = omitted::OVER_BUDGET as u32;
+    }
     let mut argument = direction;
     // SAFETY: the callback takes (index, argument) as the helper asks.
     unsafe {
@@ -143,14 +153,17 @@ pub(crate) fn follow(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: 
     }
     let Some(walk) = maps::walk(direction) else { return true };
     flush(direction);
-    let left = walk.left;
     frames.copy = walk.frames.copy;
     frames.skip = walk.frames.skip;
     frames.have = walk.frames.have;
+    frames.content = walk.frames.content;
     frames.header = walk.frames.header;
-    frames.follows = walk.frames.follows;
+    // As long as something is passed over, it is known why.
+    frames.saves = if walk.frames.skip > 0 && walk.saves == 0 { walk.frames.saves } else { walk.saves };
+    frames.follows = walk.frames.follows & (walk.left == 0) as u32;
+    // What is still to be passed over was told.
+    let left = walk.left.wrapping_sub(walk.skip);
     if left > 0 {
-        frames.follows = 0;
         let reason = if walk.fault != 0 { omitted::FAULT } else { omitted::OVER_BUDGET };
         gap(&out.first, total.wrapping_sub(left), left, reason);
     }
@@ -158,10 +171,10 @@ pub(crate) fn follow(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: 
 }
 
 /// Goes from header to header of a call that is in the scratch. Most have few frames, and whole headers: those
-/// are read where they are.
+/// are read where they are. Returns whether it is known where the next starts.
 #[inline(always)]
-fn follow_short(direction: u32, frames: &mut Frames) {
-    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
+fn follow_short(direction: u32, frames: &mut Frames) -> bool {
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return false };
     let (filled, size) = (walk.filled, constant(&memory::FRAMING_HEADER) as u32);
     let (mut at, mut copy, mut skip) = (0, frames.copy, frames.skip);
     for _ in 0..FRAMES_FEW {
@@ -169,7 +182,7 @@ fn follow_short(direction: u32, frames: &mut Frames) {
         if ahead >= left {
             frames.skip = if copy >= left { skip } else { ahead - left };
             frames.copy = copy.saturating_sub(left);
-            return;
+            return true;
         }
         if frames.have != 0 || left - ahead < size {
             break;
@@ -177,26 +190,32 @@ fn follow_short(direction: u32, frames: &mut Frames) {
         at = bounded(at + ahead, SHORT_MAX);
         // SAFETY: the scratch has room for the fields, a short call and any header behind it.
         let header = unsafe { scratch.add(size_of::<Data>() + at as usize) };
-        let Some(next) = content_after(header, frames.saves) else {
-            frames.follows = 0;
-            return;
-        };
-        (copy, skip) = next;
+        let Some(next) = content_after(header, frames.saves) else { return false };
+        (copy, skip, frames.content) = next;
         at += size;
     }
     walk.frames = *frames;
     walk.frames.copy = copy;
     walk.frames.skip = skip;
     walk.at = at;
+    walk.frames.follows = 1;
     walk.saves = frames.saves;
     walk.copied = 0;
+    walk.left = 0;
     let mut argument = direction;
     // SAFETY: the callback takes (index, argument) as the helper asks.
     unsafe {
-        bpf_loop(SHORT_MAX / size.max(1), next_header as *const () as *mut _, (&raw mut argument).cast(), 0);
+        bpf_loop(
+            SHORT_MAX / size.max(1) + 2,
+            next_header as *const () as *mut _,
+            (&raw mut argument).cast(),
+            0,
+        );
     }
-    let Some(walk) = maps::walk(direction) else { return };
-    *frames = walk.frames;
+    let Some(walk) = maps::walk(direction) else { return false };
+    let sequence = frames.sequence;
+    *frames = Frames { sequence, follows: 0, ..walk.frames };
+    walk.frames.follows != 0
 }
 
 /// Returns 1 to end the loop.
@@ -258,7 +277,8 @@ unsafe extern "C" fn step(_: u32, argument: *mut u32) -> i64 {
         let over = if walk.frames.skip > walk.left { walk.left } else { walk.frames.skip };
         walk.frames.skip -= over;
         walk.skip = over;
-        flush_over(direction, over, walk.saves as u8);
+        let reason = if walk.saves != 0 { walk.saves } else { walk.frames.saves };
+        flush_over(direction, over, reason as u8);
         return 0;
     }
     let piece = if walk.flat != 0 {
@@ -344,23 +364,29 @@ fn read_header(walk: &mut maps::Walk) {
     if walk.saves == 0 && walk.copied > COPIED_MAX {
         walk.saves = omitted::OVER_BUDGET as u32;
     }
-    match content_after(walk.frames.header.as_ptr(), walk.saves) {
-        Some((copy, skip)) => {
-            walk.frames.copy = copy;
-            walk.frames.skip = skip;
-        }
+    let Some((mut copy, mut skip, content)) = content_after(walk.frames.header.as_ptr(), walk.saves) else {
         // What follows of the call is copied, and no longer followed.
-        None => {
-            walk.frames.follows = 0;
-            walk.frames.copy = u32::MAX - HEADER_MAX;
-            walk.frames.skip = 0;
-        }
+        walk.frames.follows = 0;
+        walk.frames.copy = u32::MAX - HEADER_MAX;
+        walk.frames.skip = 0;
+        return;
+    };
+    if content != 0 && copy > COPIED_MAX && walk.left > COPIED_MAX {
+        // One frame is more than a call may copy.
+        walk.frames.saves = omitted::OVER_BUDGET as u32;
+        (copy, skip) = (CONTENT_START, copy - CONTENT_START);
+    } else if skip > 0 {
+        walk.frames.saves = walk.saves;
     }
+    walk.frames.copy = copy;
+    walk.frames.skip = skip;
+    walk.frames.content = content;
 }
 
-/// How much of what follows a header is copied, and how much after that is not. None if it is no header.
+/// How much of what follows a header is copied, how much after that is not, and whether that is content. None
+/// if it is no header.
 #[inline(always)]
-fn content_after(header: *const u8, saves: u32) -> Option<(u32, u32)> {
+fn content_after(header: *const u8, saves: u32) -> Option<(u32, u32, u32)> {
     let at = constant(&memory::FRAMING_LENGTH_AT) & 7;
     let kind_at = constant(&memory::FRAMING_KIND_AT) & 7;
     let width = constant(&memory::FRAMING_LENGTH_SIZE) as u32 & 7;
@@ -373,7 +399,7 @@ fn content_after(header: *const u8, saves: u32) -> Option<(u32, u32)> {
     }
     let is_content = constant(&memory::FRAMING_CONTENT) as u32 >> (kind & 31) & 1 != 0;
     if saves != 0 && is_content && length > CONTENT_MIN {
-        return Some((CONTENT_START, length - CONTENT_START));
+        return Some((CONTENT_START, length - CONTENT_START, 1));
     }
-    Some((length, 0))
+    Some((length, 0, is_content as u32))
 }

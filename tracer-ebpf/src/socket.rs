@@ -311,9 +311,6 @@ fn moved<S: Socket>(
         direction: direction as u8,
         omitted: omitted::NOTHING,
     };
-    if start == (if tcp.is_some() { 0 } else { COUNTED_START }) && state.framed == 0 {
-        state.framed = frames::begin(&first, &call.buffer, result as u32) as u32;
-    }
     let buffer = if position <= if sent { quiet.until[0] } else { quiet.until[1] } {
         syscall::Buffer::none(omitted::QUIET)
     } else if !sent && tcp.is_some() && flags & MSG_TRUNC != 0 {
@@ -321,6 +318,9 @@ fn moved<S: Socket>(
     } else {
         call.buffer
     };
+    if start == (if tcp.is_some() { 0 } else { COUNTED_START }) && state.framed == 0 {
+        state.framed = frames::begin(&first, &buffer, result as u32) as u32;
+    }
     emit::data(&first, buffer, result as u32, state.framed != 0, quiet.frames != 0);
     0
 }

@@ -97,7 +97,8 @@ pub(crate) struct Output {
     #[arg(long, help_heading = "Output")]
     pub(crate) no_summary: bool,
 
-    /// Tells also the text that servers of gRPC send with a status (grpc-message): it can hold secrets
+    /// Puts also the text that servers of gRPC send with a status (grpc-message) into JSON and OTLP: it can hold
+    /// secrets
     #[arg(long, help_heading = "Output")]
     pub(crate) grpc_message: bool,
 

@@ -65,7 +65,7 @@ impl SelectionArguments {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Filter (of what is shown and sent)")]
 pub(crate) struct FilterArguments {
-    /// Responses with this status: 404, 5xx; none for requests without a response
+    /// Responses with this status: 404, 5xx, of gRPC NOT_FOUND; none for requests that got no status
     #[arg(long = "status", value_name = "STATUS")]
     statuses: Vec<StatusPattern>,
 
@@ -81,7 +81,7 @@ pub(crate) struct FilterArguments {
     #[arg(long = "peer-port", value_name = "PORT")]
     peer_ports: Vec<u16>,
 
-    /// Exchanges of this protocol
+    /// Exchanges of this protocol, whichever version of HTTP carries it; calls of gRPC are no http here
     #[arg(long = "protocol", value_name = "NAME", value_parser = PossibleValuesParser::new(names()))]
     protocols: Vec<String>,
 

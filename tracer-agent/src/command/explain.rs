@@ -400,6 +400,13 @@ impl Looked<'_> {
                        has no span";
             findings.add(what, why.to_owned(), "nothing: what comes next on them is seen");
         }
+        let frames = self.count(|outcome, joined| joined && matches!(outcome, Outcome::Read("http2")));
+        if frames > 0 {
+            let what = format!("{} of HTTP/2 were open before", connections_of(frames));
+            let why = "HTTP/2 sends a field once and a number for it from then on: names, paths and statuses that \
+                       were sent before are not known until they are sent again (tracer.capture = joined)";
+            findings.add(what, why.to_owned(), "let the client connect anew, or start the tracer before it");
+        }
         let others = self.bytes(Bucket::OtherSockets);
         if others > 0 {
             findings.add(

@@ -51,6 +51,7 @@ pub fn line(span: &Span, color: bool) -> String {
 /// An exchange that was not over at the end.
 pub fn open(open: &OpenExchange) -> String {
     let state = match &open.status {
+        Some(status) if status.is_empty() => "its response goes on".to_owned(),
         Some(status) if open.answered => format!("{status}, its request goes on"),
         Some(status) => format!("{status}, its response goes on"),
         None => "no response yet".to_owned(),

@@ -109,6 +109,7 @@ impl Run<'_> {
         let kind = kind(spoken.requests);
         self.ledger.exchanges += 1;
         self.ledger.partial += (exchange.cut != [false; 2]) as u64;
+        self.ledger.vague += exchange.request.vague as u64;
         let resource = self.processes.resource(exchange.process);
         let ends = connection.ends.as_ref();
         self.output.push_back(self.spans.make(exchange, kind, ends, resource));
@@ -295,6 +296,13 @@ impl Tracked {
             Side::Response => spoken.requests.other(),
         };
         let marks = self.connection.streams[direction.index()].marks();
+        if let What::Abandoned { .. } = event.what
+            && let Some(end) = self.connection.first_end.filter(|end| end.side != direction)
+            && marks.at(event.start).is_some_and(|mark| end.time <= mark.time)
+        {
+            // The other side had ended the connection before: that is what broke it off.
+            return;
+        }
         if let Some(exchange) = self.exchanges.handle_event(event, marks) {
             run.emit(exchange, &self.connection, spoken);
         }
@@ -481,6 +489,8 @@ impl Tracked {
             stream.finish(Ending::Closed);
         }
         self.advance(run);
+        // What could be read only now can stand before another hole.
+        self.give_up_waiting(run);
         self.confirm_by_silence(run);
         if let State::Speaking(speaking) = &self.state
             && speaking.confirmed

@@ -78,7 +78,8 @@ impl Flavor {
 /// `timeout` as the field has it.
 pub(super) fn request(asked: &Asked<'_>, timeout: Option<&str>) -> RequestHead {
     let path = asked.path();
-    let method = path.map(|path| text(path.strip_prefix('/').unwrap_or(path).as_bytes()));
+    let method = path.map(|path| path.strip_prefix('/').unwrap_or(path)).filter(|method| !method.is_empty());
+    let method = method.map(|method| text(method.as_bytes()));
     let mut attributes = Vec::with_capacity(http::ATTRIBUTES);
     attributes.push(Attribute::word("rpc.system.name", "grpc"));
     if let Some(method) = &method {
@@ -106,6 +107,7 @@ pub(super) fn request(asked: &Asked<'_>, timeout: Option<&str>) -> RequestHead {
         attributes,
         parent: asked.parent,
         noise,
+        vague: false,
     }
 }
 
@@ -191,7 +193,9 @@ impl Trailers {
 
 /// The name of a number; of one that has none, what was said.
 fn status(value: &str) -> Text {
-    let known = value.parse::<usize>().ok().and_then(|number| STATUSES.get(number));
+    let plain = value.bytes().all(|byte| byte.is_ascii_digit()) && (value == "0" || !value.starts_with('0'));
+    let number = value.parse::<usize>().ok().filter(|_| plain);
+    let known = number.and_then(|number| STATUSES.get(number));
     known.map_or_else(|| text(value.as_bytes()), |name| Text::new_static(name))
 }
 
@@ -463,6 +467,7 @@ mod tests {
         assert_eq!((duration("123456789S"), duration("S"), duration("1x")), (None, None, None));
         assert_eq!((status("0").as_str(), status("16").as_str()), ("OK", "UNAUTHENTICATED"));
         assert_eq!((status("17").as_str(), status("-1").as_str()), ("17", "-1"));
+        assert_eq!((status("+5").as_str(), status("05").as_str()), ("+5", "05"));
         assert_eq!(percent_decoded("a%20b%zz%"), "a b%zz%");
     }
 

@@ -124,7 +124,7 @@ pub(super) fn request(asked: &Asked<'_>, kind: Kind) -> RequestHead {
     }
     let name = known.unwrap_or(Text::new_static("HTTP"));
     let parent = asked.parent;
-    RequestHead { name, operation, target: shown, protocol: NAME, attributes, parent, noise }
+    RequestHead { name, operation, target: shown, protocol: NAME, attributes, parent, noise, vague: false }
 }
 
 /// `notes`: what the reader of the head has to add.

@@ -6,6 +6,7 @@
 
 mod fields;
 mod frame;
+mod gaps;
 mod hpack;
 mod state;
 
@@ -31,20 +32,11 @@ const BLOCK_MAX: usize = 256 * 1024;
 /// The largest frame of other kinds that is waited for.
 const CONTROL_MAX: usize = 64 * 1024;
 
-/// A stream that may have ended in a gap is given up when so many were opened after it.
-const DOUBTFUL_MAX: u32 = 256;
-
 /// Content from this size on is large.
 const BULK: u64 = 256 * 1024;
 
 /// Frames that one block may go on in.
 const CONTINUATIONS_MAX: usize = 64;
-
-/// So many streams are remembered whose requests may still be found.
-const EARLY_MAX: usize = 1024;
-
-/// Stretches of stream ids that were missed.
-const MISSED_MAX: usize = 64;
 
 /// Why fields are not known: by a table that was filled before, or by a gap.
 const JOINED: &str = "joined";
@@ -261,7 +253,7 @@ impl Dialogue {
         let Some(frame) = Frame::parse(input.bytes) else { return self.unfinished(side, input, events) };
         let reader = &mut self.sides[side.index()];
         if matches!(reader.state, State::Settings) && !is_settings(&frame) {
-            return Progress::Invalid("no settings of HTTP/2");
+            return Progress::Invalid("the other side did not speak HTTP/2");
         }
         let on_stream = frame.stream != 0;
         let fits = match frame.kind {
@@ -566,6 +558,14 @@ impl Dialogue {
             events.push(block.event(Side::Response, &stream, What::Abandoned { error: GOAWAY }));
             return;
         }
+        let answering = &mut stream.sides[Side::Response.index()];
+        if self.sides[Side::Response.index()].missed > block.opposite {
+            // What was missed of the responses had not moved yet when this was asked.
+            answering.hole = true;
+            answering.doubtful = true;
+            self.doubts.insert(id);
+            events.push(block.event(Side::Response, &stream, What::Hole));
+        }
         if self.early.remove(&id) {
             // The request was found only after its response had gone by.
             stream.sides[Side::Response.index()].ended = true;
@@ -574,13 +574,6 @@ impl Dialogue {
         self.extra += stream.extra();
         self.streams.insert(id, stream);
         self.give_up_doubtful(block.end, events);
-    }
-
-    /// A stream was answered, and its request may still be found.
-    fn remember_early(&mut self, id: u32) {
-        if id > self.highest && self.early.len() < EARLY_MAX {
-            self.early.insert(id);
-        }
     }
 
     fn remove(&mut self, id: u32) -> Option<Stream> {
@@ -725,120 +718,17 @@ impl Dialogue {
             }
             self.last = Some(last);
             let ids: Vec<u32> = self.streams.range(last.saturating_add(1)..).map(|(id, _)| *id).collect();
-            for stream in ids.into_iter().filter_map(|id| self.remove(id)) {
-                let (start, end) = (input.position, input.position + length);
-                let what = What::Abandoned { error: GOAWAY };
-                events.push(Event { side, exchange: Some(stream.exchange), start, end, what });
+            for id in ids {
+                let said = self.streams.get(&id).is_some_and(|stream| stream.sides[side.index()].ended);
+                if let Some(stream) = self.remove(id).filter(|_| !said) {
+                    let (start, end) = (input.position, input.position + length);
+                    let what = What::Abandoned { error: GOAWAY };
+                    events.push(Event { side, exchange: Some(stream.exchange), start, end, what });
+                }
             }
         }
         self.sides[side.index()].state = State::Frame;
         Progress::Read { length, class: Class::Parsed }
-    }
-
-    /// Where the next frame starts cannot be told, and blocks may have been missed.
-    fn lose(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) {
-        self.sides[side.index()].lose(GAP);
-        self.request_missed |= side == Side::Request;
-        let end = input.position + input.bytes.len() as u64;
-        let gap = if let After::Gap(gap) = input.after { gap.length } else { 0 };
-        self.doubt(side, input.position, end + gap, events);
-    }
-
-    /// What moved of a side up to `end` was missed: a part of its messages may be among it.
-    fn doubt(&mut self, side: Side, at: u64, end: u64, events: &mut Vec<Event>) {
-        for (id, stream) in &mut self.streams {
-            // Nothing is answered that was not asked yet.
-            let asked_later = side == Side::Response && stream.opposite >= end;
-            let message = &mut stream.sides[side.index()];
-            let event = |what| Event { side, exchange: Some(stream.exchange), start: at, end: at, what };
-            if message.ended && side == Side::Request {
-                events.push(event(What::Doubt));
-            }
-            if message.ended || asked_later {
-                continue;
-            }
-            message.doubtful = true;
-            self.doubts.insert(*id);
-            if std::mem::replace(&mut message.hole, true) {
-                continue;
-            }
-            events.push(event(What::Hole));
-            message.messages = None;
-            if stream.call.is_some() {
-                events.push(event(What::Uncounted));
-            }
-        }
-    }
-
-    /// Streams of which nothing was seen for long have ended in the gap.
-    fn give_up_doubtful(&mut self, at: u64, events: &mut Vec<Event>) {
-        let old = self.highest.saturating_sub(2 * DOUBTFUL_MAX);
-        while let Some(id) = self.doubts.first().copied().filter(|id| *id < old) {
-            self.doubts.remove(&id);
-            let Some(stream) = self.streams.get(&id) else { continue };
-            if !stream.sides.iter().any(|message| message.doubtful) {
-                continue;
-            }
-            let Some(stream) = self.remove(id) else { continue };
-            for side in Side::BOTH.into_iter().filter(|side| !stream.sides[side.index()].ended) {
-                let exchange = Some(stream.exchange);
-                events.push(Event { side, exchange, start: at, end: at, what: What::Cut });
-            }
-        }
-    }
-
-    fn miss(&mut self, first: u32, last: u32) {
-        if first > last {
-            return;
-        }
-        if self.missed.len() == MISSED_MAX {
-            // The two oldest become one: a response of a stream between them may be counted too much.
-            let (_, last) = self.missed.remove(1);
-            self.missed[0].1 = last;
-        }
-        self.missed.push((first, last));
-    }
-
-    /// Whether the request of a stream was missed, or was none: the server has pushed the response.
-    fn is_missed(&self, id: u32) -> bool {
-        let before = self.request_missed && id > self.highest;
-        before
-            || id.is_multiple_of(2)
-            || self.missed.iter().any(|(first, last)| (*first..=*last).contains(&id))
-    }
-
-    fn find(&mut self, side: Side, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
-        let reader = &mut self.sides[side.index()];
-        if input.bytes.is_empty() {
-            if let After::Gap(_) = input.after {
-                reader.table.forget(GAP);
-            } else {
-                self.doubt(side, input.position, input.position, events);
-            }
-            return skip_all(input);
-        }
-        if side == Side::Request && !reader.spoke && input.bytes.starts_with(PREFACE) {
-            // What was before it was another protocol's.
-            reader.state = State::Preface;
-            reader.table = Decoder::new(None);
-            return Progress::Read { length: 0, class: Class::Parsed };
-        }
-        let read = |length: usize| Progress::Read { length: length as u64, class: Class::Unparsed };
-        match frame::find(side, input.bytes, input.position, input.marks) {
-            Start::At(at) => {
-                self.sides[side.index()].state = State::Frame;
-                self.doubt(side, input.position, input.position + at as u64, events);
-                read(at)
-            }
-            Start::NotBefore(0)
-                if input.after == After::More && input.bytes.len() <= CONTROL_MAX + HEADER =>
-            {
-                Progress::NeedMore
-            }
-            Start::NotBefore(0) if input.after == After::More => read(1),
-            Start::NotBefore(0) => skip_all(input),
-            Start::NotBefore(at) => read(at),
-        }
     }
 }
 

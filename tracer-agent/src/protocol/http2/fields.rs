@@ -127,10 +127,11 @@ impl Fields {
             parent: self.parent,
             notes: self.missing.map(captured).into_iter().collect(),
         };
-        match is_call {
+        let head = match is_call {
             true => grpc::request(&asked, self.timeout.as_deref()),
             false => http::request(&asked, kind),
-        }
+        };
+        RequestHead { vague: self.missing.is_some(), ..head }
     }
 
     /// The last head of a response; `tells`: the exchange does not say yet that something of it is missing.

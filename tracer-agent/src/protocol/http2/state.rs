@@ -14,13 +14,25 @@ pub(super) struct Reader {
     pub(super) waits: bool,
     /// Up to where it was looked at when more was needed.
     pub(super) needs_more: Option<u64>,
+    /// Up to where some of it was missed.
+    pub(super) missed: u64,
+    /// Bytes that were searched for frames in vain.
+    pub(super) searched: usize,
     /// Frames of it were read.
     pub(super) spoke: bool,
 }
 
 impl Default for Reader {
     fn default() -> Self {
-        Self { state: State::Lost, table: Decoder::new(None), waits: false, needs_more: None, spoke: false }
+        Self {
+            state: State::Lost,
+            table: Decoder::new(None),
+            waits: false,
+            needs_more: None,
+            missed: 0,
+            searched: 0,
+            spoke: false,
+        }
     }
 }
 
