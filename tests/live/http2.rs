@@ -154,6 +154,10 @@ fn a_gigabyte_is_counted_and_not_copied() {
     let grown = tracer.memory().saturating_sub(before);
     let traced = tracer.finish();
     traced.assert_complete();
+    if capture().is_some_and(|mode| mode != "sock_length") {
+        // There all of it is copied, as far as there is room.
+        return;
+    }
     assert_same(&traced.exchanges("SERVER"), &BTreeMap::from([(format!("GET /large 200 {}", 1 << 30), 1)]));
     // The ring is mapped twice, and used once around; what is held besides is a few frames.
     assert!(grown < 24 * 1024, "{grown} KiB more");

@@ -21,7 +21,7 @@ use tracer_common::{
 use crate::{
     frames,
     maps::{self, RECORDS, SCRATCH_SIZE, count},
-    memory::{BY_ADDRESS, bounded, constant, copy_user, read_user},
+    memory::{BY_ADDRESS, bounded, constant, copy_user, masked, read_user},
     syscall::{self, Buffer, shape},
 };
 
@@ -105,36 +105,54 @@ pub(crate) struct Outgoing {
     pub(crate) total: u32,
     done: u32,
     share: Share,
-    padding: u32,
+    framed: u32,
 }
 
-/// A call that moved bytes, told in one record or several. `first` has all but what differs between
-/// them; `total` is what the call moved, `framed` whether frames of it are followed, `saves` whether their
-/// content is not asked for.
+/// What is known of a call's frames; see [`frames`].
+pub(crate) mod framing {
+    /// It may be the first of a connection that has some.
+    pub(crate) const MAY_BEGIN: u32 = 1;
+    /// They are followed.
+    pub(crate) const FOLLOWED: u32 = 2;
+    /// Their content is not asked for.
+    pub(crate) const SAVES: u32 = 4;
+}
+
+/// A call that moved bytes, told in one record or several. `first` has all but what differs between them;
+/// `total` is what the call moved, `framed` of [`framing`]. Returns whether frames are followed from here on.
 #[inline(always)]
-pub(crate) fn data(first: &Data, buffer: Buffer, total: u32, framed: bool, saves: bool) {
+pub(crate) fn data(first: &Data, buffer: Buffer, total: u32, framed: u32) -> bool {
     let direction = first.direction as u32 & 1;
-    let Some(out) = maps::outgoing(direction) else { return };
+    let Some(out) = maps::outgoing(direction) else { return false };
     out.first = *first;
     out.total = total;
     out.done = 0;
     // SAFETY: references are valid. Volatile, since the point is that it happens: what is read back is the
     // same to the verifier, whatever was written.
-    let buffer = unsafe {
+    let (buffer, framed) = unsafe {
         core::ptr::write_volatile(&mut out.buffer, buffer);
-        core::ptr::read_volatile(&out.buffer)
+        core::ptr::write_volatile(&mut out.framed, framed);
+        (core::ptr::read_volatile(&out.buffer), core::ptr::read_volatile(&out.framed))
     };
-    if framed && frames::follow(direction, out, buffer, saves) {
-        return;
+    // At the end of system calls there is too much before this for verifiers of the kernels that need that.
+    let framed = if constant(&BY_ADDRESS) == 0 { framed } else { 0 };
+    let mut begins = false;
+    if framed != 0 {
+        let followed = frames::follow(direction, framed);
+        begins = followed & frames::BEGUN != 0;
+        if followed & frames::TOLD != 0 {
+            return begins;
+        }
     }
     match buffer.shape {
         shape::FLAT => flat(direction, out),
-        shape::PIECES if gather_few(direction, out, buffer) => flush(direction),
+        shape::PIECES if constant(&BY_ADDRESS) == 0 && gather_few(direction, out, buffer) => flush(direction),
         shape::PIECES => pieces(direction, buffer.address, buffer.count, total, IOVECS_PER_CALL),
         // Only where calls are seen when they are over.
         shape::MESSAGES if constant(&BY_ADDRESS) != 0 => messages(direction),
         _ => gap(&out.first, 0, total, buffer.omitted as u8),
     }
+    begins
 }
 
 /// One record, or for a large call a loop of the kernel's over several.
@@ -297,7 +315,8 @@ pub(crate) fn gather_few(direction: u32, out: &Outgoing, buffer: Buffer) -> bool
             return false;
         }
         for index in 0..PIECES_FEW {
-            if index as u64 >= buffer.count || filled >= total {
+            // Hidden, or LLVM ends the loop by the count alone, which older verifiers do not know the bound of.
+            if index as u64 >= core::hint::black_box(buffer.count) || filled >= total {
                 break;
             }
             let piece = walk.few[index];
@@ -306,7 +325,8 @@ pub(crate) fn gather_few(direction: u32, out: &Outgoing, buffer: Buffer) -> bool
             if length == 0 {
                 continue;
             }
-            let (at, length) = (bounded(filled, SHORT_MAX), bounded(length, SHORT_MAX));
+            // Less than the total.
+            let (at, length) = (masked(filled, SHORT_MAX - 1), bounded(length, SHORT_MAX));
             // SAFETY: the scratch has room for the fields and twice as much.
             if !unsafe { copy_user(scratch.add(size_of::<Data>() + at as usize), length, piece.address) } {
                 return false;
@@ -430,7 +450,16 @@ fn skip_to_end(direction: u32) {
 /// Sends what is in the scratch and makes it ready for what follows.
 #[inline(always)]
 pub(crate) fn flush(direction: u32) {
-    flush_over(direction, 0, omitted::NOTHING);
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
+    let filled = bounded(walk.filled, GATHER_MAX);
+    if filled == 0 {
+        return;
+    }
+    // SAFETY: the scratch is larger than the fields, and aligned to 8.
+    let record = unsafe { &mut *scratch.cast::<Data>() };
+    record.length = filled;
+    send(record, filled, filled);
+    walk.filled = 0;
 }
 
 /// The same, with so many bytes after it that are not copied.
@@ -438,25 +467,29 @@ pub(crate) fn flush(direction: u32) {
 pub(crate) fn flush_over(direction: u32, over: u32, reason: u8) {
     let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
     let filled = bounded(walk.filled, GATHER_MAX);
-    if filled == 0 && over == 0 {
-        return;
-    }
     // SAFETY: the scratch is larger than the fields, and aligned to 8.
     let record = unsafe { &mut *scratch.cast::<Data>() };
     record.omitted = reason;
     record.length = filled + over;
+    send(record, filled, filled + over);
+    record.omitted = omitted::NOTHING;
+    walk.filled = 0;
+}
+
+/// `length` bytes moved, of which those that are `filled` come after the record's fields.
+#[inline(always)]
+fn send(record: &mut Data, filled: u32, length: u32) {
     record.captured = filled;
     record.header.size = size_of::<Data>() as u32 + filled;
-    // SAFETY: the size stays in the scratch (asserted above).
-    let result = unsafe {
-        bpf_ringbuf_output(ring(), scratch.cast(), (size_of::<Data>() as u32 + filled) as u64, wake())
-    };
+    let start = (&raw mut *record).cast();
+    // SAFETY: the record starts the scratch, and the size stays in it (asserted above).
+    let result =
+        unsafe { bpf_ringbuf_output(ring(), start, (size_of::<Data>() as u32 + filled) as u64, wake()) };
     if result != 0 {
         count(Counter::LostRecords, 1);
-        lost(record.direction, filled + over);
+        lost(record.direction, length);
     }
-    record.position += (filled + over) as u64;
-    walk.filled = 0;
+    record.position += length as u64;
 }
 
 /// Bytes that no record tells of.

@@ -11,9 +11,11 @@ use tracer_common::{
 };
 
 use crate::{
-    emit::{GATHER_MAX, Outgoing, Piece, SHORT_MAX, crowded, flush, flush_over, gap, gather_few, write},
+    emit::{
+        self, GATHER_MAX, Outgoing, Piece, SHORT_MAX, crowded, flush, flush_over, gap, gather_few, write,
+    },
     maps::{self, FRAMES},
-    memory::{self, bounded, constant, copy_user, read_user},
+    memory::{self, bounded, constant, copy_user, masked, read_user},
     syscall::{Buffer, shape},
 };
 
@@ -36,7 +38,7 @@ const COPIED_MAX: u32 = (RECORDS_PER_CALL - 1) * GATHER_MAX;
 const HEADERS_MAX: u32 = 4 << 20;
 
 /// So many frames of a short call are read without a loop of the kernel's.
-const FRAMES_FEW: u32 = 4;
+const FRAMES_FEW: u32 = 2;
 
 /// Steps of one call: one for each piece and frame, and some for each record.
 const STEPS: u32 = 65536;
@@ -44,7 +46,7 @@ const STEPS: u32 = 65536;
 /// Follows a connection whose first bytes are those of the layout, if `first` tells of them. What was sent
 /// before in the other direction is taken for whole frames: nobody ends a first call within one.
 #[inline(always)]
-pub(crate) fn begin(first: &Data, buffer: &Buffer, total: u32) -> bool {
+fn begin(first: &Data, buffer: &Buffer, total: u32) -> bool {
     let length = constant(&memory::FRAMING_PREFIX_LENGTH) as u32;
     if length == 0 || total < size_of::<[u32; 4]>() as u32 {
         return false;
@@ -71,13 +73,19 @@ pub(crate) fn begin(first: &Data, buffer: &Buffer, total: u32) -> bool {
     {
         return false;
     }
+    let Some(room) = maps::scratch(first.direction as u32 & 1) else { return false };
     let [sent, received] = first.bases;
-    let both = if first.direction == 0 {
-        [starting(first.position, sent, length), starting(first.opposite, received, 0)]
-    } else {
-        [starting(first.opposite, sent, 0), starting(first.position, received, length)]
-    };
-    FRAMES.insert(&first.cookie, &both, 0).is_ok()
+    let asks = (first.direction == 0) as u32 * length;
+    // SAFETY: the scratch is larger than the two, and aligned to 8. Values on the stack would be too much of it.
+    unsafe {
+        let both = room.cast::<[Frames; 2]>();
+        let (own, other) = (first.position, first.opposite);
+        let (first_of_sent, first_of_received) =
+            if first.direction == 0 { (own, other) } else { (other, own) };
+        (*both)[0] = starting(first_of_sent, sent, asks);
+        (*both)[1] = starting(first_of_received, received, length - asks);
+        FRAMES.insert(&first.cookie, &*both, 0).is_ok()
+    }
 }
 
 #[inline(always)]
@@ -88,14 +96,35 @@ fn starting(position: u64, base: u32, copy: u32) -> Frames {
 
 #[inline(always)]
 fn kept(cookie: u64, direction: u32) -> Option<&'static mut Frames> {
-    let both = FRAMES.get_ptr_mut(&cookie)?.cast::<Frames>();
+    // Hidden, or what is added to it comes before it was looked at.
+    let both = core::hint::black_box(FRAMES.get_ptr_mut(&cookie)?.cast::<Frames>());
     // SAFETY: one of the two of a value of the map, which lives as long as the program runs.
     Some(unsafe { &mut *both.add((direction & 1) as usize) })
 }
 
-/// Tells of a call of a connection whose frames are followed; false if that has to be done in another way.
+/// What [`follow`] has done.
+pub(crate) const TOLD: u32 = 1;
+pub(crate) const BEGUN: u32 = 2;
+
+/// Tells of a call of a connection whose frames are followed, or may be from here on; `framed` is of
+/// [`emit::framing`]. A function of its own, so that its part of the stack is used only where it is.
+#[inline(never)]
+pub(crate) fn follow(direction: u32, framed: u32) -> u32 {
+    let direction = direction & 1;
+    let Some(out) = maps::outgoing(direction) else { return 0 };
+    // SAFETY: a reference is valid to read. Volatile: to the verifier it is the same, whatever was written.
+    let buffer = unsafe { core::ptr::read_volatile(&out.buffer) };
+    let begun = framed & emit::framing::MAY_BEGIN != 0 && begin(&out.first, &buffer, out.total);
+    if !begun && framed & emit::framing::FOLLOWED == 0 {
+        return 0;
+    }
+    let told = follow_call(direction, out, buffer, framed & emit::framing::SAVES != 0);
+    told as u32 * TOLD | begun as u32 * BEGUN
+}
+
+/// False if the call has to be told in another way.
 #[inline(always)]
-pub(crate) fn follow(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: bool) -> bool {
+fn follow_call(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: bool) -> bool {
     let Some(frames) = kept(out.first.cookie, direction) else { return false };
     if frames.follows == 0 {
         return false;
@@ -187,7 +216,7 @@ fn follow_short(direction: u32, frames: &mut Frames) -> bool {
         if frames.have != 0 || left - ahead < size {
             break;
         }
-        at = bounded(at + ahead, SHORT_MAX);
+        at = masked(at + ahead, SHORT_MAX - 1);
         // SAFETY: the scratch has room for the fields, a short call and any header behind it.
         let header = unsafe { scratch.add(size_of::<Data>() + at as usize) };
         let Some(next) = content_after(header, frames.saves) else { return false };
@@ -228,7 +257,7 @@ unsafe extern "C" fn next_header(_: u32, argument: *mut u32) -> i64 {
         return 1;
     }
     let ahead = walk.frames.copy + walk.frames.skip;
-    let at = bounded(walk.at + ahead, SHORT_MAX);
+    let at = masked(walk.at + ahead, SHORT_MAX - 1);
     let left = left - ahead;
     walk.frames.copy = 0;
     walk.frames.skip = 0;

@@ -165,3 +165,10 @@ pub(crate) fn bounded(value: u32, most: u32) -> u32 {
     let value = if value > most as u64 { most as u64 } else { value };
     core::hint::black_box(value) as u32
 }
+
+/// The same of an offset that is smaller than a power of two, which is `mask` + 1: older verifiers know more of
+/// a mask than of a comparison.
+#[inline(always)]
+pub(crate) fn masked(value: u32, mask: u32) -> u32 {
+    core::hint::black_box(value) & mask
+}

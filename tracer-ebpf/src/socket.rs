@@ -7,7 +7,7 @@ use aya_ebpf::{
 use tracer_common::{
     config::Counter,
     connection::{
-        AF_INET6, AF_UNIX, COUNTED_START, ConnectionState, Direction, QUIET_CALL_MIN, Quiet, Role, ignored,
+        AF_INET6, AF_UNIX, COUNTED_START, ConnectionState, Direction, QUIET_CALL_MIN, Role, ignored,
     },
     record::{Closed, Data, Ended, Header, Opened, OpenedUnix, Shut, kind, omitted},
 };
@@ -296,7 +296,7 @@ fn moved<S: Socket>(
         return 0;
     }
     let call = call();
-    let quiet = quiet(cookie, result as u32);
+    let (until, frames_quiet) = quiet(cookie, sent, result as u32);
     let start = position.wrapping_sub(result as u64);
     let first = Data {
         header: emit::header::<Data>(kind::DATA),
@@ -311,17 +311,25 @@ fn moved<S: Socket>(
         direction: direction as u8,
         omitted: omitted::NOTHING,
     };
-    let buffer = if position <= if sent { quiet.until[0] } else { quiet.until[1] } {
+    let buffer = if position <= until {
         syscall::Buffer::none(omitted::QUIET)
     } else if !sent && tcp.is_some() && flags & MSG_TRUNC != 0 {
         syscall::Buffer::none(omitted::DISCARDED)
     } else {
         call.buffer
     };
-    if start == (if tcp.is_some() { 0 } else { COUNTED_START }) && state.framed == 0 {
-        state.framed = frames::begin(&first, &buffer, result as u32) as u32;
+    let mut framed = 0;
+    if state.framed != 0 {
+        framed = emit::framing::FOLLOWED;
+    } else if start == if tcp.is_some() { 0 } else { COUNTED_START } {
+        framed = emit::framing::MAY_BEGIN;
     }
-    emit::data(&first, buffer, result as u32, state.framed != 0, quiet.frames != 0);
+    if frames_quiet != 0 {
+        framed |= emit::framing::SAVES;
+    }
+    if emit::data(&first, buffer, result as u32, framed) {
+        state.framed = 1;
+    }
     0
 }
 
@@ -353,14 +361,18 @@ fn counted(state: &ConnectionState, sent: bool, result: i32) -> Positions {
     Positions { now: [first, second], bases: [0; 2] }
 }
 
-/// What the agent does not ask for of a call of this length.
+/// What the agent does not ask for of a call of this length: anything up to a position, and of frames of content
+/// more than their header.
 #[inline(always)]
-fn quiet(cookie: u64, length: u32) -> Quiet {
+fn quiet(cookie: u64, sent: bool, length: u32) -> (u64, u32) {
     if length < QUIET_CALL_MIN {
-        return Quiet::default();
+        return (0, 0);
     }
-    // SAFETY: the value is copied at once.
-    unsafe { QUIET.get(&cookie) }.copied().unwrap_or_default()
+    // SAFETY: the fields are copied at once.
+    match unsafe { QUIET.get(&cookie) } {
+        Some(quiet) => (if sent { quiet.until[0] } else { quiet.until[1] }, quiet.frames),
+        None => (0, 0),
+    }
 }
 
 /// What is kept of a connection that the agent was told of.
