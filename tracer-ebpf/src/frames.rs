@@ -119,7 +119,8 @@ pub(crate) fn follow(direction: u32, framed: u32) -> u32 {
         return 0;
     }
     let told = follow_call(direction, out, buffer, framed & emit::framing::SAVES != 0);
-    told as u32 * TOLD | begun as u32 * BEGUN
+    let begun = if begun { BEGUN } else { 0 };
+    if told { begun | TOLD } else { begun }
 }
 
 /// False if the call has to be told in another way.

@@ -13,7 +13,7 @@ use tracer_common::{
 };
 
 use crate::{
-    emit, frames, identity,
+    emit, identity,
     maps::{CONNECTIONS, FRAMES, QUIET, count},
     memory::{Typed, Untyped, copy_kernel, read_kernel},
     offset, process, select, syscall,
