@@ -296,11 +296,11 @@ impl Tracked {
             Side::Response => spoken.requests.other(),
         };
         let marks = self.connection.streams[direction.index()].marks();
-        if let What::Abandoned { .. } = event.what
+        if let (What::Abandoned { .. }, Side::Request) = (&event.what, event.side)
             && let Some(end) = self.connection.first_end.filter(|end| end.side != direction)
             && marks.at(event.start).is_some_and(|mark| end.time <= mark.time)
         {
-            // The other side had ended the connection before: that is what broke it off.
+            // The server had ended the connection before: that is what broke it off.
             return;
         }
         if let Some(exchange) = self.exchanges.handle_event(event, marks) {
