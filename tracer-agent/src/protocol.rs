@@ -156,6 +156,24 @@ pub struct Input<'a> {
     pub other: (u64, u64),
 }
 
+impl Input<'_> {
+    /// Bytes that are there, or where there are none, those of the gap; 0 if there is nothing.
+    fn there(&self) -> u64 {
+        match (self.bytes.len() as u64, self.after) {
+            (0, After::Gap(gap)) => gap.length,
+            (length, _) => length,
+        }
+    }
+
+    /// All that is there cannot be told.
+    fn skip_all(&self) -> Progress {
+        match self.there() {
+            0 => Progress::NeedMore,
+            length => Progress::Read { length, class: Class::Unparsed },
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Takes `length` from the front: bytes, or where there are none, of the gap.

@@ -6,7 +6,7 @@ use smallvec::smallvec;
 use smol_str::format_smolstr;
 
 use super::{
-    Attribute, Attributes, RequestHead, ResponseHead, Shown, Text,
+    Attribute, Attributes, Event, RequestHead, ResponseHead, Shown, Side, Text, What,
     http::{self, Asked, UNSEEN, digits, text},
 };
 use crate::noise::{self, Noise};
@@ -243,6 +243,30 @@ pub(super) enum Found {
     Lost {
         ends: bool,
     },
+}
+
+impl Found {
+    /// As events of a side, where `start` is the position of what was read.
+    pub(super) fn tell(
+        self,
+        side: Side,
+        exchange: Option<u64>,
+        start: u64,
+        shown: Shown,
+        events: &mut Vec<Event>,
+    ) {
+        let (at, what) = match self {
+            Found::Message { size, end } => (start + end as u64, What::Message { size }),
+            Found::Trailers(trailers) => (start, What::Trailers(Some(trailers.response(shown)))),
+            Found::Lost { ends } => {
+                if ends {
+                    events.push(Event { side, exchange, start, end: start, what: What::Hole });
+                }
+                (start, What::Uncounted)
+            }
+        };
+        events.push(Event { side, exchange, start: at, end: at, what });
+    }
 }
 
 impl Messages {

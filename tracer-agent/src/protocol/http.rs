@@ -29,7 +29,6 @@ pub(super) struct Asked<'a> {
     pub(super) host: Option<&'a str>,
     pub(super) version: &'static str,
     pub(super) user_agent: Option<Text>,
-    pub(super) content_type: Option<&'a [u8]>,
     pub(super) parent: Option<TraceParent>,
     /// What the reader of the head has to add.
     pub(super) notes: Attributes,

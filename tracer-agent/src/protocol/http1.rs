@@ -17,7 +17,7 @@ use self::{
 use super::{
     Attribute, Attributes, Class, Event, Input, Kind, Progress, Protocol, Session, Shown, Side, Verdict,
     What,
-    grpc::{self, Found, Messages},
+    grpc::{self, Messages},
     http, http2,
 };
 use crate::connection::stream::After;
@@ -167,7 +167,7 @@ impl Session for Dialogue {
             State::Head { searched } => self.read_head(side, searched, input, events),
             State::Body(_) => self.read_body(side, input, events),
             State::Lost => self.find_head(side, input, events),
-            State::Done => skip_all(input),
+            State::Done => input.skip_all(),
             State::Opaque if self.upgraded.is_some() => Progress::Switch("upgraded to HTTP/2"),
             State::Opaque => Progress::Switch("upgraded"),
         };
@@ -236,11 +236,11 @@ impl Dialogue {
             }
             After::Gap(_) => {
                 self.lose(side);
-                skip_all(input)
+                input.skip_all()
             }
             After::End(_) => {
                 reader.state = State::Done;
-                skip_all(input)
+                input.skip_all()
             }
         }
     }
@@ -428,7 +428,7 @@ impl Dialogue {
                 Expected::Other(progress) => return progress,
                 Expected::Unclear => {
                     self.cut(side, input.position, events);
-                    return skip_all(input);
+                    return input.skip_all();
                 }
             }
         }
@@ -441,11 +441,11 @@ impl Dialogue {
                         self.cut(side, input.position, events);
                         return Progress::Read { length: gap.length, class: Class::Unparsed };
                     };
-                    if let Some(mut messages) = reader.messages.take() {
+                    let (exchange, shown) = (reader.exchange, self.shown);
+                    if let Some(messages) = &mut reader.messages {
                         messages.skip(length, |found| {
-                            reader.found(side, input.position, found, self.shown, events)
+                            found.tell(side, exchange, input.position, shown, events);
                         });
-                        reader.messages = Some(messages);
                     }
                     reader.take(side, input.position, length, events);
                     return Progress::Read { length, class: Class::Body };
@@ -460,11 +460,11 @@ impl Dialogue {
         }
         match body.read(input.bytes) {
             Piece::Content(length) => {
-                if let Some(mut messages) = reader.messages.take() {
+                let (exchange, shown) = (reader.exchange, self.shown);
+                if let Some(messages) = &mut reader.messages {
                     messages.read(&input.bytes[..length], |found| {
-                        reader.found(side, input.position, found, self.shown, events);
+                        found.tell(side, exchange, input.position, shown, events);
                     });
-                    reader.messages = Some(messages);
                 }
                 reader.take(side, input.position, length as u64, events);
                 Progress::Read { length: length as u64, class: Class::Body }
@@ -483,12 +483,12 @@ impl Dialogue {
                 After::More => Progress::NeedMore,
                 After::Gap(_) => {
                     self.cut(side, input.position, events);
-                    skip_all(input)
+                    input.skip_all()
                 }
                 After::End(_) => {
                     reader.end(side, input.position, false, events);
                     reader.state = State::Done;
-                    skip_all(input)
+                    input.skip_all()
                 }
             },
             Piece::Malformed => {
@@ -517,7 +517,7 @@ impl Dialogue {
             if side == Side::Response && matches!(input.after, After::End(_)) {
                 self.hide_pending(input.position, events);
             }
-            return skip_all(input);
+            return input.skip_all();
         }
         if !input.marks.starts_at(input.position) {
             return skip_record(input);
@@ -606,21 +606,6 @@ impl Reader {
         }
     }
 
-    /// `start` is where the bytes begin in which it was found.
-    fn found(&self, side: Side, start: u64, found: Found, shown: Shown, events: &mut Vec<Event>) {
-        let (end, what) = match found {
-            Found::Message { size, end } => (start + end as u64, What::Message { size }),
-            Found::Trailers(trailers) => (start, What::Trailers(Some(trailers.response(shown)))),
-            Found::Lost { ends } => {
-                if ends {
-                    events.push(self.event(side, start, start, What::Hole));
-                }
-                (start, What::Uncounted)
-            }
-        };
-        events.push(self.event(side, end, end, what));
-    }
-
     fn end(&mut self, side: Side, at: u64, whole: bool, events: &mut Vec<Event>) {
         let key = match side {
             Side::Request => "http.request.body.size",
@@ -641,15 +626,6 @@ fn detect(side: Side, bytes: &[u8]) -> Verdict {
         Side::Request => head::detect_request(bytes),
         Side::Response => head::detect_response(bytes),
     }
-}
-
-/// All that is there, and the gap behind it, cannot be told.
-fn skip_all(input: &Input<'_>) -> Progress {
-    let length = match (input.bytes.len() as u64, input.after) {
-        (0, After::Gap(gap)) => gap.length,
-        (length, _) => length,
-    };
-    if length == 0 { Progress::NeedMore } else { Progress::Read { length, class: Class::Unparsed } }
 }
 
 /// What is left of the record that the first byte came in.

@@ -57,11 +57,8 @@ impl Protocol for Http2 {
     }
 
     fn detect(&self, side: Side, bytes: &[u8]) -> Verdict {
-        let known = bytes.len().min(PREFACE.len());
         match (side, Frame::parse(bytes)) {
-            (Side::Request, _) if bytes[..known] != PREFACE[..known] => Verdict::No,
-            (Side::Request, _) if known == PREFACE.len() => Verdict::Yes,
-            (Side::Request, _) => Verdict::Unsure,
+            (Side::Request, _) => frame::preface(bytes),
             // A server may begin before the client does: that alone is no proof.
             (Side::Response, Some(frame)) if is_settings(&frame) => Verdict::Unsure,
             (Side::Response, None) if matches!(bytes, [] | [0] | [0, 0..=1] | [0, 0..=1, _]) => {
@@ -229,23 +226,23 @@ impl Session for Dialogue {
 
 impl Dialogue {
     fn read_preface(&mut self, input: &Input<'_>) -> Progress {
-        let known = input.bytes.len().min(PREFACE.len());
-        if input.bytes[..known] != PREFACE[..known] {
-            return Progress::Invalid("no preface of HTTP/2");
-        }
         let reader = &mut self.sides[Side::Request.index()];
-        if known == PREFACE.len() {
-            reader.state = State::Settings;
-            return Progress::Read { length: known as u64, class: Class::Parsed };
+        match frame::preface(input.bytes) {
+            Verdict::No => return Progress::Invalid("no preface of HTTP/2"),
+            Verdict::Yes => {
+                reader.state = State::Settings;
+                return Progress::Read { length: PREFACE.len() as u64, class: Class::Parsed };
+            }
+            Verdict::Unsure => {}
         }
         match input.after {
             After::More => Progress::NeedMore,
             After::Gap(_) => {
                 reader.lose(GAP);
                 self.request_missed = true;
-                skip_all(input)
+                input.skip_all()
             }
-            After::End(_) => skip_all(input),
+            After::End(_) => input.skip_all(),
         }
     }
 
@@ -297,9 +294,9 @@ impl Dialogue {
             After::More => Progress::NeedMore,
             After::Gap(_) => {
                 self.lose(side, input, events);
-                skip_all(input)
+                input.skip_all()
             }
-            After::End(_) => skip_all(input),
+            After::End(_) => input.skip_all(),
         }
     }
 
@@ -312,11 +309,10 @@ impl Dialogue {
     }
 
     fn skip(&mut self, side: Side, left: u64, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
-        let there = match (input.bytes.len() as u64, input.after) {
-            (0, After::Gap(gap)) => gap.length,
-            (0, _) => return Progress::NeedMore,
-            (there, _) => there,
-        };
+        let there = input.there();
+        if there == 0 {
+            return Progress::NeedMore;
+        }
         if input.bytes.is_empty() && there > left {
             self.lose(side, input, events);
             return Progress::Read { length: there, class: Class::Unparsed };
@@ -363,15 +359,14 @@ impl Dialogue {
     }
 
     fn read_data(&mut self, side: Side, data: Data, input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
-        let there = match (input.bytes.len() as u64, input.after) {
-            (0, After::Gap(gap)) if gap.length > data.content + data.padding => {
-                self.lose(side, input, events);
-                return Progress::Read { length: gap.length, class: Class::Unparsed };
-            }
-            (0, After::Gap(gap)) => gap.length,
-            (0, _) => return Progress::NeedMore,
-            (there, _) => there,
-        };
+        let there = input.there();
+        if there == 0 {
+            return Progress::NeedMore;
+        }
+        if input.bytes.is_empty() && there > data.content + data.padding {
+            self.lose(side, input, events);
+            return Progress::Read { length: there, class: Class::Unparsed };
+        }
         let (length, class, left) = if data.content > 0 {
             let length = there.min(data.content);
             self.take_content(side, data.stream, length, input, events);
@@ -395,19 +390,7 @@ impl Dialogue {
         let what = What::Data { length };
         events.push(Event { side, exchange, start, end: start + length, what });
         let Some(messages) = &mut message.messages else { return };
-        let found = |found| {
-            let (at, what) = match found {
-                Found::Message { size, end } => (start + end as u64, What::Message { size }),
-                Found::Trailers(trailers) => (start, What::Trailers(Some(trailers.response(shown)))),
-                Found::Lost { ends } => {
-                    if ends {
-                        events.push(Event { side, exchange, start, end: start, what: What::Hole });
-                    }
-                    (start, What::Uncounted)
-                }
-            };
-            events.push(Event { side, exchange, start: at, end: at, what });
-        };
+        let found = |found: Found| found.tell(side, exchange, start, shown, events);
         match input.bytes.get(..length as usize) {
             Some(bytes) if !input.bytes.is_empty() => messages.read(bytes, found),
             _ => messages.skip(length, found),
@@ -447,6 +430,9 @@ impl Dialogue {
             at += next.whole();
             last = next;
         }
+        if frame.kind == kind::HEADERS && self.must_wait(side, frame.stream, input) {
+            return Progress::Wait;
+        }
         let joined;
         let block = if pieces.is_empty() {
             first
@@ -454,9 +440,6 @@ impl Dialogue {
             joined = [&[first], &pieces[..]].concat().concat();
             &joined[..]
         };
-        if frame.kind == kind::HEADERS && self.must_wait(side, frame.stream, input) {
-            return Progress::Wait;
-        }
         let reader = &mut self.sides[side.index()];
         let (mut fields, missing) = (Fields::default(), reader.table.missing());
         let decoded = reader.table.decode(block, |field| fields.take(field, missing));
@@ -745,13 +728,4 @@ impl Block {
     fn event(&self, side: Side, stream: &Stream, what: What) -> Event {
         Event { side, exchange: Some(stream.exchange), start: self.start, end: self.end, what }
     }
-}
-
-/// All that is there, and the gap behind it, cannot be told.
-fn skip_all(input: &Input<'_>) -> Progress {
-    let length = match (input.bytes.len() as u64, input.after) {
-        (0, After::Gap(gap)) => gap.length,
-        (length, _) => length,
-    };
-    if length == 0 { Progress::NeedMore } else { Progress::Read { length, class: Class::Unparsed } }
 }

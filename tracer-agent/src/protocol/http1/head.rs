@@ -288,11 +288,10 @@ fn request_from(request: &httparse::Request<'_, '_>, hidden: bool, kind: Kind) -
         host: host.as_deref(),
         version: if version == 0 { "1.0" } else { "1.1" },
         user_agent: fields.user_agent.map(http::text),
-        content_type: fields.content_type,
         parent: fields.parent,
         notes,
     };
-    let call = asked.content_type.and_then(grpc::Flavor::of).filter(|flavor| flavor.is_web());
+    let call = fields.content_type.and_then(grpc::Flavor::of).filter(|flavor| flavor.is_web());
     let head = match call {
         Some(_) => grpc::request(&asked, None),
         None => http::request(&asked, kind),

@@ -123,7 +123,6 @@ impl Fields {
             target,
             version: "2",
             user_agent: self.user_agent.clone(),
-            content_type: self.content_type.as_deref().map(str::as_bytes),
             parent: self.parent,
             notes: self.missing.map(captured).into_iter().collect(),
         };

@@ -2,13 +2,23 @@
 
 use crate::{
     connection::stream::Marks,
-    protocol::{Side, Start, Text},
+    protocol::{Side, Start, Text, Verdict},
 };
 
 /// Bytes of a frame's header.
 pub(super) const HEADER: usize = 9;
 
 pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Whether the bytes start with it, as far as there are any.
+pub(super) fn preface(bytes: &[u8]) -> Verdict {
+    let known = bytes.len().min(PREFACE.len());
+    match bytes[..known] == PREFACE[..known] {
+        false => Verdict::No,
+        true if known == PREFACE.len() => Verdict::Yes,
+        true => Verdict::Unsure,
+    }
+}
 
 pub(super) mod kind {
     pub(in super::super) const DATA: u8 = 0;

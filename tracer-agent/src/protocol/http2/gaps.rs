@@ -2,14 +2,13 @@
 
 use super::{
     Dialogue, GAP,
-    frame::{self, HEADER, PREFACE},
+    frame::{self, HEADER},
     hpack::Decoder,
-    skip_all,
     state::State,
 };
 use crate::{
     connection::stream::After,
-    protocol::{Class, Event, Input, Progress, Side, Start, What},
+    protocol::{Class, Event, Input, Progress, Side, Start, Verdict, What},
 };
 
 /// A stream that may have ended in a gap is given up when so many were opened after it.
@@ -117,11 +116,11 @@ impl Dialogue {
             } else {
                 self.doubt(side, input.position, input.position, events);
             }
-            return skip_all(input);
+            return input.skip_all();
         }
-        let known = input.bytes.len().min(PREFACE.len());
-        if side == Side::Request && !reader.spoke && input.bytes[..known] == PREFACE[..known] {
-            if known < PREFACE.len() && input.after == After::More {
+        let preface = frame::preface(input.bytes);
+        if side == Side::Request && !reader.spoke && preface != Verdict::No {
+            if preface == Verdict::Unsure && input.after == After::More {
                 return Progress::NeedMore;
             }
             // What was before it was another protocol's.
@@ -151,7 +150,7 @@ impl Dialogue {
                 self.sides[side.index()].searched = 0;
                 read(there / 4)
             }
-            Start::NotBefore(0) => skip_all(input),
+            Start::NotBefore(0) => input.skip_all(),
             Start::NotBefore(at) => {
                 self.sides[side.index()].searched = 0;
                 read(at)
