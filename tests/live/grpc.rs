@@ -2,11 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs::{self, File},
     io::{BufRead, BufReader, Write},
+    mem::replace,
     net::UdpSocket,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use rustix::process::Signal;
@@ -187,11 +189,16 @@ fn large_metadata_is_read() {
     }
 }
 
+/// Bytes of the file for a datagram of 8 bytes: heads of a block, of Ethernet, IP and UDP, and 2 to fill up.
+const MARK: usize = 32 + 14 + 20 + 8 + 8 + 2;
+
 /// Whoever decodes the packets of a port, and knows nothing of the tracer.
 struct Wire {
     process: Process,
     file: PathBuf,
     port: String,
+    /// Datagrams that were sent to know how far the file is.
+    marks: usize,
 }
 
 /// Streams by what ended them: a status, a reset, or both, which one end may see in either order.
@@ -217,18 +224,33 @@ impl Wire {
         while !text.contains("File:") {
             assert!(said.read_line(&mut text).expect("dumpcap's words") > 0, "dumpcap ended: {text}");
         }
-        Self { process: Process::of(process), file, port }
+        Self { process: Process::of(process), file, port, marks: 0 }
+    }
+
+    /// Waits until all that was captured before this is in the file. Returns how large that is.
+    fn written(&mut self) -> usize {
+        self.marks += 1;
+        let mark = format!("mark {:03}", self.marks);
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        socket.send_to(mark.as_bytes(), format!("127.0.0.1:{}", self.port)).expect("a datagram");
+        wait_for("the packets to be written", || {
+            let file = fs::read(&self.file).ok()?;
+            file.windows(mark.len()).any(|bytes| bytes == mark.as_bytes()).then_some(file.len())
+        })
+    }
+
+    /// Waits until nothing is sent any more.
+    fn at_rest(&mut self) {
+        let mut before = self.written();
+        wait_for("the wire to come to rest", || {
+            std::thread::park_timeout(Duration::from_millis(200));
+            let now = self.written();
+            (replace(&mut before, now) + MARK == now).then_some(())
+        });
     }
 
     fn finish(mut self) -> Ends {
-        // Whatever was captured before this is in the file when this is.
-        const LAST: &[u8] = b"nothing else is asked for";
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        socket.send_to(LAST, format!("127.0.0.1:{}", self.port)).expect("a datagram");
-        wait_for("the packets to be written", || {
-            let file = fs::read(&self.file).ok()?;
-            file.windows(LAST.len()).any(|bytes| bytes == LAST).then_some(())
-        });
+        self.written();
         self.process.signal(Signal::INT);
         self.process.wait();
         let ports = format!("tcp.port=={},http2", self.port);
@@ -293,16 +315,33 @@ fn listed(value: &Value) -> Vec<&Value> {
     }
 }
 
+/// Calls of a client that breaks them off.
+const CALLS: usize = 120;
+
 /// Calls that run out of time or are cancelled have the status that was on the wire, or none.
 fn broken_off(server: Stack, client: Stack, mode: &str) {
     let folder = Folder::new(&format!("{mode}-{server:?}"));
     let mut served = server.server(&folder);
-    let wire = Wire::start(&folder, &served.address);
+    let mut wire = Wire::start(&folder, &served.address);
     let ends = Tracer::of(&[served.process.id()], &[]);
-    let arguments = ["--calls", "120", "--concurrency", "40", "--mode", mode];
-    let mut command = vec!["--".to_owned()];
+    let calls = CALLS.to_string();
+    let arguments = ["--calls", &calls, "--pause-after", &calls, "--concurrency", "40", "--mode", mode];
+    // The client stays until what both ends had to say was read: what it leaves behind nobody can tell.
+    let last_word = folder.path("last-word");
+    run(Command::new("mkfifo").arg(&last_word));
+    let mut command = ["--", "sh", "-c", "exec \"$@\" <$0"].map(str::to_owned).to_vec();
+    command.push(last_word.display().to_string());
     command.extend(client.client(&folder, &served.address, &arguments));
-    let client = Tracer::start("trace", &command).wait();
+    let client = Tracer::start("trace", &command);
+    let mut release = File::create(&last_word).expect("the client reads it");
+    let log = folder.path("client.log");
+    wait_for("all calls to end", || {
+        let text = fs::read_to_string(&log).ok()?;
+        (text.lines().count() == CALLS).then_some(())
+    });
+    wire.at_rest();
+    writeln!(release).expect("the client waits");
+    let client = client.wait();
     assert!(client.status.success(), "{}", client.errors);
     served.process.signal(Signal::TERM);
     served.process.wait();
@@ -312,7 +351,7 @@ fn broken_off(server: Stack, client: Stack, mode: &str) {
         traced.assert_complete();
         let mut seen = truth.status.clone();
         let (mut without, mut reset) = (0, 0);
-        assert_eq!(traced.spans.len(), 120, "{kind}");
+        assert_eq!(traced.spans.len(), CALLS, "{kind}");
         for span in &traced.spans {
             let attributes = &span["attributes"];
             assert!(attributes["rpc.method"].as_str().is_some_and(|name| name.starts_with("lab.Echo/")));
