@@ -389,7 +389,7 @@ fn both_ends_that_are_chosen_are_seen() {
         let span = &traced.spans[0];
         assert_eq!(span["traceId"], "4bf92f3577b34da6a3ce929d0e0e4736");
         assert_eq!(span["parentSpanId"], "00f067aa0ba902b7");
-        assert_eq!(span["attributes"]["tracer.parent.evidence"], "traceparent");
+        assert_eq!(span["attributes"]["tracer.parent.evidence"], "header");
     }
     let ports = |span: &serde_json::Value| {
         let attributes = &span["attributes"];

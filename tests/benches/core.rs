@@ -28,7 +28,8 @@ fn stream(criterion: &mut Criterion) {
                 for number in 0..SEGMENTS {
                     let place = if late { number ^ 1 } else { number };
                     let position = place * LENGTH;
-                    let mark = Mark { end: position + LENGTH, time: number, opposite: 0, process: 1 };
+                    let mark =
+                        Mark { end: position + LENGTH, time: number, opposite: 0, process: 1, thread: 1 };
                     stream.expect_at(0);
                     stream.insert(position, &bytes, LENGTH, mark);
                     let readable = stream.readable().0.len() as u64;
@@ -61,7 +62,7 @@ fn parser(criterion: &mut Criterion) {
                     stream.end(),
                     bytes,
                     bytes.len() as u64,
-                    Mark { end, time: 1, opposite, process: 1 },
+                    Mark { end, time: 1, opposite, process: 1, thread: 1 },
                 );
                 loop {
                     let (bytes, after) = stream.readable();

@@ -393,7 +393,7 @@ fn calls_say_what_they_are() {
         ("user_agent.original", "grpc-go/1.80.0".into()),
         ("server.address", "example.com".into()),
         ("network.protocol.version", "2".into()),
-        ("tracer.parent.evidence", "traceparent".into()),
+        ("tracer.parent.evidence", "header".into()),
     ] {
         assert_eq!(add["attributes"][key], value, "{key}");
     }
@@ -402,7 +402,7 @@ fn calls_say_what_they_are() {
     assert_eq!((&add["status"]["code"], &get["status"]["code"]), (&"UNSET".into(), &"UNSET".into()));
     assert_eq!(get["attributes"]["error.type"], Value::Null, "not found is no error of a server");
     assert!(!get.to_string().contains("cart\""), "what a server says stays with it: {get}");
-    let shown = Limits { shown: Shown { grpc_message: true }, ..Limits::default() };
+    let shown = Limits { shown: Shown { grpc_message: true, ..Shown::default() }, ..Limits::default() };
     assert_eq!(spans(&dialogue, shown)[1]["attributes"]["tracer.rpc.message"], "no such cart");
     let get = &spans(&dialogue.of_client(), Limits::default())[1];
     assert_eq!(

@@ -185,6 +185,9 @@ pub struct Arrival {
     pub bases: [u32; 2],
     pub time: u64,
     pub process: u32,
+    pub thread: u32,
+    /// The call would not have waited for bytes.
+    pub unwilling: bool,
 }
 
 /// Both directions of a connection.
@@ -199,6 +202,8 @@ pub struct Connection {
     bases_differ: bool,
     pub last_time: u64,
     pub process: u32,
+    /// Some call that received did not wait for bytes: whoever makes such calls looks after several connections.
+    pub polled: bool,
     start: u64,
     /// Which side was the first to end it.
     pub first_end: Option<FirstEnd>,
@@ -210,6 +215,27 @@ pub struct FirstEnd {
     pub side: Direction,
     pub reset: bool,
     pub time: u64,
+}
+
+/// Where a request starts, as TCP has it: the same at both ends, also where addresses are translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// Of its first byte.
+    pub sequence: u32,
+    /// Of the first byte of the requests' direction, and of the other.
+    bases: [u32; 2],
+    /// Of the client, and of the server.
+    ports: [u16; 2],
+}
+
+impl Spot {
+    /// Whether it is the same place, seen from the other end. A base can be too low, by what the kernel
+    /// counted late; ports can be translated.
+    pub fn is(&self, other: &Spot) -> bool {
+        let same = [0, 1].map(|way| self.bases[way] == other.bases[way]);
+        self.sequence == other.sequence
+            && (same == [true; 2] || self.ports == other.ports && same != [false; 2])
+    }
 }
 
 impl Connection {
@@ -257,6 +283,7 @@ impl Connection {
     pub fn insert(&mut self, arrival: &Arrival, bytes: &[u8], length: u64) -> u64 {
         self.last_time = arrival.time;
         self.process = arrival.process;
+        self.polled |= arrival.unwilling && arrival.direction == Direction::Received;
         let position = self.position(arrival.direction, arrival.position, arrival.bases);
         let mark = self.mark(arrival, position + length);
         self.streams[arrival.direction.other().index()].expect_at(mark.opposite);
@@ -265,7 +292,7 @@ impl Connection {
 
     fn mark(&mut self, arrival: &Arrival, end: u64) -> Mark {
         let opposite = self.position(arrival.direction.other(), arrival.opposite, arrival.bases);
-        Mark { end, time: arrival.time, opposite, process: arrival.process }
+        Mark { end, time: arrival.time, opposite, process: arrival.process, thread: arrival.thread }
     }
 
     /// A position of a record, counted with this connection's base.
@@ -292,6 +319,19 @@ impl Connection {
             }
         }
         *ours
+    }
+
+    /// What tells a position from those of all other connections: both ends give the same. None without
+    /// sequence numbers.
+    pub fn spot(&self, requests: Direction, position: u64) -> Option<Spot> {
+        let Place::Tcp { local, peer } = &self.ends.as_ref()?.place else { return None };
+        let [asking, answering] = [requests, requests.other()].map(|way| self.bases[way.index()]);
+        let (asking, answering) = (asking?, answering?);
+        let ports = match requests {
+            Direction::Sent => [local.port, peer.port],
+            Direction::Received => [peer.port, local.port],
+        };
+        Some(Spot { sequence: asking.wrapping_add(position as u32), bases: [asking, answering], ports })
     }
 
     /// Whether a position means the same to the kernel.

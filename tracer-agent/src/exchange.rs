@@ -16,8 +16,13 @@ const REST: usize = 512;
 /// A request with its response, as far as they were seen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exchange {
-    /// The process that moved the request's first byte.
+    /// By which [`crate::stitch`] knows it.
+    pub number: u64,
+    /// The process that moved the request's first byte, and its thread.
     pub process: u32,
+    pub thread: u32,
+    /// Another thread moved a part of it.
+    pub handed_over: bool,
     pub request: RequestHead,
     pub response: Option<ResponseHead>,
     /// Times of the first and the last byte that were seen.
@@ -75,6 +80,14 @@ pub enum Outcome {
     Hidden,
 }
 
+/// What an event does.
+#[derive(Debug)]
+pub enum Change<'a> {
+    None,
+    Began(&'a mut Exchange),
+    Ended(Box<Exchange>),
+}
+
 /// Exchanges of one connection.
 #[derive(Debug, Default)]
 pub struct Exchanges {
@@ -97,26 +110,28 @@ struct Progress {
 }
 
 impl Exchanges {
-    /// `marks` are those of the event's side. Returns the exchange that the event completes.
-    pub fn handle_event(&mut self, event: Event, marks: Marks<'_>) -> Option<Box<Exchange>> {
+    /// `marks` are those of the event's side. Says if an exchange begins or is over with it.
+    pub fn handle_event(&mut self, event: Event, marks: Marks<'_>) -> Change<'_> {
         let first = marks.at(event.start).or_else(|| marks.before(event.start));
         let first_time = first.map_or(0, |mark| mark.time);
         let last_time = marks.before(event.end).map_or(first_time, |mark| mark.time);
         let Some(id) = event.exchange else {
             self.orphans += matches!(event.what, What::Response(_)) as u64;
-            return None;
+            return Change::None;
         };
         if let What::Request(head) = event.what {
-            let process = first.map_or(0, |mark| mark.process);
-            let progress = Progress::start(head, process, first_time, last_time);
+            let (process, thread) = first.map_or((0, 0), |mark| (mark.process, mark.thread));
+            let progress = Progress::start(head, process, thread, first_time, last_time);
             self.cost += progress.cost;
             let place = self.open.partition_point(|(open, _)| *open < id);
             self.open.insert(place, (id, progress));
-            return None;
+            return Change::Began(&mut self.open[place].1.exchange);
         }
-        let place = self.open.binary_search_by_key(&id, |(open, _)| *open).ok()?;
+        let Ok(place) = self.open.binary_search_by_key(&id, |(open, _)| *open) else { return Change::None };
         let progress = &mut self.open[place].1;
         let exchange = &mut progress.exchange;
+        let movers = [first, marks.before(event.end)].into_iter().flatten();
+        exchange.handed_over |= movers.map(|mark| mark.thread).any(|thread| thread != exchange.thread);
         let side = event.side;
         match event.what {
             What::Request(_) => {}
@@ -169,7 +184,9 @@ impl Exchanges {
             What::Over => progress.ended[side.index()] = true,
             // Who broke it off is known when the connection has ended.
             What::Reset { attributes } => exchange.attributes.extend(attributes),
-            What::Abandoned { error } => return self.abandon(place, side, error, last_time),
+            What::Abandoned { error } => {
+                return self.abandon(place, side, error, last_time).map_or(Change::None, Change::Ended);
+            }
             What::Hole => exchange.cut[side.index()] = true,
             What::Doubt => progress.doubtful = true,
             What::Cut => {
@@ -178,12 +195,12 @@ impl Exchanges {
             }
         }
         if progress.ended != [true, true] {
-            return None;
+            return Change::None;
         }
-        let mut exchange = self.take(place)?;
+        let Some(mut exchange) = self.take(place) else { return Change::None };
         let hidden = exchange.cut[Side::Response.index()];
         exchange.outcome = if hidden { Outcome::Hidden } else { Outcome::Complete };
-        Some(exchange)
+        Change::Ended(exchange)
     }
 
     /// One side gave it up at `time`.
@@ -237,11 +254,11 @@ impl Exchanges {
         self.open.is_empty()
     }
 
-    /// Forgets what is open: the connection is not what it seemed.
-    pub fn forget(&mut self) {
-        self.open.clear();
+    /// Forgets what is open: the connection is not what it seemed. Returns the numbers.
+    pub fn forget(&mut self) -> impl Iterator<Item = u64> + use<> {
         self.cost = 0;
         self.orphans = 0;
+        std::mem::take(&mut self.open).into_iter().map(|(_, progress)| progress.exchange.number)
     }
 
     /// Bytes of memory that are held, about.
@@ -251,13 +268,16 @@ impl Exchanges {
 }
 
 impl Progress {
-    fn start(request: RequestHead, process: u32, start: u64, end: u64) -> Self {
+    fn start(request: RequestHead, process: u32, thread: u32, start: u64, end: u64) -> Self {
         Self {
             ended: [false; 2],
             doubtful: false,
             cost: size_of::<Self>() + size_of::<Exchange>() + REST + request.cost(),
             exchange: Box::new(Exchange {
+                number: 0,
                 process,
+                thread,
+                handed_over: false,
                 request,
                 response: None,
                 request_start: start,
@@ -282,6 +302,11 @@ impl Progress {
 impl Exchange {
     fn messages(&mut self, side: Side) -> &mut Messages {
         &mut self.messages.get_or_insert_default()[side.index()]
+    }
+
+    /// When the last of it was seen.
+    pub fn last(&self) -> u64 {
+        self.response_end.max(self.broken).unwrap_or(0).max(self.request_end)
     }
 
     fn reach(&mut self, side: Side, time: u64) {

@@ -2,9 +2,10 @@
 //!
 //! - [`capture`]: records, and the file that holds them
 //! - [`connection`]: both directions of a connection in order, with gaps
-//! - [`protocol`]: what the bytes mean; one file a protocol
+//! - [`protocol`]: what the bytes mean; one file a protocol; [`propagation`]: what requests say of their trace
 //! - [`exchange`]: requests with their responses
 //! - [`span`]: exchanges with ids, kind, status and resource
+//! - [`stitch`]: spans with their parents
 //! - [`enrich`]: what is known of the processes
 //! - [`noise`]: requests that nobody asks about; [`route`]: what a path stands for
 //! - [`filter`]: which spans are asked for
@@ -36,8 +37,10 @@ pub mod filter;
 pub mod live;
 pub mod noise;
 pub mod pipeline;
+pub mod propagation;
 pub mod protocol;
 pub mod route;
 pub mod span;
 pub mod stats;
+pub mod stitch;
 pub mod summary;

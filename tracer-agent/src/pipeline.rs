@@ -16,12 +16,13 @@ use tracer_common::{
 
 use self::tracked::{CONNECTION_COST, CONNECTION_HELD_MAX, Run, State, Tracked};
 use crate::{
-    capture::Record,
+    capture::{Life, Record},
     connection::{Arrival, Place, stream::Ending},
     enrich::{Resource, process::Processes},
     protocol::{Event, Kind, Shown, Text},
     span::{Span, Spans},
     stats::{Bucket, Ledger},
+    stitch::{Habits, Parents, Stitch},
 };
 
 /// How long a hole is waited for: records of two CPUs come out of order by less.
@@ -31,18 +32,25 @@ const HOLE_WAIT: u64 = 200_000_000;
 pub struct Limits {
     /// Bytes of memory for connections and what they hold, about.
     pub memory: usize,
+    pub parents: Parents,
     pub shown: Shown,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory: 128 << 20, shown: Shown::default() }
+        Self { memory: 128 << 20, parents: Parents::default(), shown: Shown::default() }
     }
 }
+
+/// The part of the memory, beside that of connections, that spans may take which wait for their parents.
+const STITCH_SHARE: usize = 4;
 
 /// Errors of a connection that is over (errno): EPIPE, ENETUNREACH, ECONNABORTED, ECONNRESET, ETIMEDOUT,
 /// ECONNREFUSED, EHOSTUNREACH.
 const ENDS: [i32; 7] = [32, 101, 103, 104, 110, 111, 113];
+
+/// include/linux/socket.h
+const MSG_DONTWAIT: u32 = 0x40;
 
 /// No stream is as long: a record that says so is damaged.
 const POSITION_MAX: u64 = 1 << 62;
@@ -91,7 +99,7 @@ pub struct Pipeline {
     processes: Processes,
     spans: Spans,
     ledger: Ledger,
-    output: VecDeque<Span>,
+    stitch: Stitch,
     /// Room for what a session finds, kept.
     events: Vec<Event>,
     quiet: VecDeque<Quiet>,
@@ -101,7 +109,8 @@ pub struct Pipeline {
 
 impl Pipeline {
     pub fn new(limits: Limits) -> Self {
-        Self { limits, ..Self::default() }
+        let stitch = Stitch::new(limits.parents, limits.memory / STITCH_SHARE);
+        Self { limits, stitch, ..Self::default() }
     }
 
     pub fn handle_record(&mut self, record: &Record<'_>) {
@@ -111,14 +120,19 @@ impl Pipeline {
         }
         self.ledger.records += 1;
         match record {
-            Record::Process(life, process) => self.processes.handle_life(*life, process),
+            Record::Process(life, process) => {
+                if matches!(life, Life::Forked | Life::Executed) {
+                    self.stitch.forget_process(process.header.pid);
+                }
+                self.processes.handle_life(*life, process);
+            }
             Record::Opened(opened) => self.handle_opened(opened),
             Record::OpenedUnix(opened) => self.handle_opened_unix(opened),
             Record::Data(data, payload) => self.handle_data(data, payload),
             Record::Ended(ended) => self.handle_ended(ended),
             Record::Closed(closed) => self.handle_closed(closed),
             Record::Shut(shut) => self.handle_shut(shut),
-            Record::Seed(seed) => self.spans.set_seed(*seed),
+            Record::Seed(seed) => self.stitch.set_seed(*seed),
             Record::Clock { offset } => self.spans.set_clock(*offset),
             Record::Tick { now } => self.handle_timeout(*now),
             Record::Fact { process, key, value } => self.processes.handle_fact(*process, *key, value),
@@ -151,10 +165,12 @@ impl Pipeline {
             self.waiting.remove(&cookie);
             self.with_known(cookie, |tracked, run| tracked.give_up_waiting(run));
         }
+        self.stitch.handle_timeout(now);
+        self.ledger.links = *self.stitch.links();
     }
 
     pub fn poll_output(&mut self) -> Option<Span> {
-        self.output.pop_front()
+        self.stitch.poll_output()
     }
 
     /// What the probes may leave out from here on. Nothing depends on whether they do.
@@ -164,6 +180,22 @@ impl Pipeline {
 
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// Lets all spans go that wait for others: nothing more comes.
+    pub fn flush(&mut self) {
+        self.stitch.finish();
+        self.ledger.links = *self.stitch.links();
+    }
+
+    /// How a process passes on what it is asked; None if it asked and was asked nothing.
+    pub fn habits(&self, process: u32) -> Option<&Habits> {
+        self.stitch.habits_of(process)
+    }
+
+    /// Exchanges that are open, or whose spans wait for their parents.
+    pub fn unfinished(&self) -> usize {
+        self.stitch.len()
     }
 
     /// After the record that says that the capture is finished: what was not over.
@@ -222,6 +254,8 @@ impl Pipeline {
             bases: data.bases,
             time: data.header.time,
             process: data.header.pid,
+            thread: data.header.thread,
+            unwilling: data.message_flags & MSG_DONTWAIT != 0,
         };
         self.with(data.cookie, |tracked, run| {
             if let State::Ignored(bucket) = tracked.state {
@@ -307,6 +341,7 @@ impl Pipeline {
             self.forget(cookie);
         }
         self.open.sort_by_key(|open| std::cmp::Reverse(open.age));
+        self.flush();
     }
 
     /// As [`Self::with`], for what says nothing of a connection that is not known.
@@ -321,7 +356,7 @@ impl Pipeline {
         let (connections, mut run) = self.parts();
         let tracked = connections.entry(cookie).or_insert_with(|| {
             run.ledger.connections += 1;
-            Tracked::default()
+            Tracked::new(cookie)
         });
         work(tracked, &mut run);
         if tracked.cost() > CONNECTION_HELD_MAX + CONNECTION_COST {
@@ -350,7 +385,7 @@ impl Pipeline {
             ledger: &mut self.ledger,
             processes: &mut self.processes,
             spans: &mut self.spans,
-            output: &mut self.output,
+            stitch: &mut self.stitch,
             events: &mut self.events,
             open: &mut self.open,
             shown: self.limits.shown,
@@ -387,5 +422,6 @@ impl Pipeline {
             }
         }
         self.waiting.remove(&cookie);
+        self.stitch.forget_connection(cookie);
     }
 }

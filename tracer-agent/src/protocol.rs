@@ -16,6 +16,7 @@ pub use tracer_common::connection::Framing;
 use crate::{
     connection::stream::{After, Marks},
     noise::Noise,
+    propagation::{CORRELATION, Propagated},
 };
 
 /// All protocols, in the order in which they are asked.
@@ -51,11 +52,19 @@ pub trait Protocol: Sync {
     fn session(&self, fresh: [bool; 2], kind: Kind, shown: Shown) -> Box<dyn Session>;
 }
 
-/// What is told of an exchange only if somebody asked for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What is told of an exchange only if somebody asked for it, and by which fields it is known again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown {
     /// The text that a server of gRPC sends with a status.
     pub grpc_message: bool,
+    /// Fields with ids of requests.
+    pub correlation: &'static [&'static str],
+}
+
+impl Default for Shown {
+    fn default() -> Self {
+        Self { grpc_message: false, correlation: CORRELATION }
+    }
 }
 
 /// Which end of an exchange a process is.
@@ -267,8 +276,8 @@ pub struct RequestHead {
     pub protocol: &'static str,
     /// Attributes of the span, for the end that is seen.
     pub attributes: Vec<Attribute>,
-    /// The trace that the caller put the request into.
-    pub parent: Option<TraceParent>,
+    /// What it says of the trace that it belongs to.
+    pub propagated: Option<Box<Propagated>>,
     /// What it is besides, see [`crate::noise`].
     pub noise: Option<Noise>,
     /// Not all of it is known.
@@ -313,14 +322,6 @@ impl ResponseHead {
             self.error_type = more.error_type;
         }
     }
-}
-
-/// A valid `traceparent` (W3C Trace Context).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TraceParent {
-    pub trace: [u8; 16],
-    pub span: [u8; 8],
-    pub flags: u8,
 }
 
 /// The few attributes of a part of an exchange.

@@ -2,17 +2,13 @@
 
 use std::sync::Arc;
 
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
-
 use crate::{
     connection::{Common, Ends},
     enrich::Resource,
     exchange::{Exchange, Messages, Outcome},
     noise::Noise,
-    protocol::{Attribute, Attributes, Kind, Side, Text},
+    propagation::Propagated,
+    protocol::{Attribute, Attributes, Kind, Side, Text, Value},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +24,8 @@ pub struct Span {
     pub id: [u8; 8],
     pub parent: Option<[u8; 8]>,
     pub trace_flags: u8,
+    /// `tracestate` as it came.
+    pub trace_state: Text,
     pub name: Text,
     pub kind: Kind,
     pub start: u64,
@@ -37,8 +35,16 @@ pub struct Span {
     /// What all spans of its connection say besides.
     pub common: Arc<Common>,
     pub events: Vec<Moment>,
+    pub links: Vec<Link>,
     pub resource: Arc<Resource>,
     pub view: View,
+}
+
+/// A span that this one has to do with, and is no child of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub trace: [u8; 16],
+    pub span: [u8; 8],
 }
 
 /// An event of a span.
@@ -77,6 +83,7 @@ impl Span {
             id: [1; 8],
             parent: None,
             trace_flags: 1,
+            trace_state: Text::default(),
             name: Text::new("GET"),
             kind: Kind::Server,
             start: 1_000,
@@ -85,6 +92,7 @@ impl Span {
             attributes: Vec::new(),
             common: Arc::default(),
             events: Vec::new(),
+            links: Vec::new(),
             resource: Arc::default(),
             view: View {
                 operation: Text::new("GET"),
@@ -103,24 +111,35 @@ impl Span {
     }
 }
 
-/// Makes spans. Ids come from the capture's seed, in the order of the spans.
+impl Span {
+    /// Bytes of memory, about.
+    pub fn held(&self) -> usize {
+        let texts = |attributes: &[Attribute]| {
+            attributes
+                .iter()
+                .map(|attribute| match &attribute.value {
+                    Value::Text(text) if text.is_heap_allocated() => text.len(),
+                    _ => 0,
+                })
+                .sum::<usize>()
+        };
+        size_of::<Self>()
+            + self.attributes.capacity() * size_of::<Attribute>()
+            + texts(&self.attributes)
+            + self.events.capacity() * size_of::<Moment>()
+            + self.links.capacity() * size_of::<Link>()
+            + self.view.target.len()
+    }
+}
+
+/// Makes spans; their ids and their parents come later, see [`crate::stitch`].
+#[derive(Default)]
 pub struct Spans {
-    ids: ChaCha8Rng,
     /// Added to a record's time.
     clock: i64,
 }
 
-impl Default for Spans {
-    fn default() -> Self {
-        Self { ids: ChaCha8Rng::from_seed([0; 32]), clock: 0 }
-    }
-}
-
 impl Spans {
-    pub fn set_seed(&mut self, seed: [u8; 32]) {
-        self.ids = ChaCha8Rng::from_seed(seed);
-    }
-
     pub fn set_clock(&mut self, offset: i64) {
         self.clock = offset;
     }
@@ -130,18 +149,20 @@ impl Spans {
     }
 
     pub fn make(
-        &mut self,
+        &self,
         mut exchange: Box<Exchange>,
         kind: Kind,
         ends: Option<&Ends>,
         resource: Arc<Resource>,
-    ) -> Span {
-        let request = std::mem::take(&mut exchange.request);
-        let id = self.id();
-        let (trace, parent, trace_flags) = match request.parent {
-            Some(parent) => (parent.trace, Some(parent.span), parent.flags),
-            None => (self.id(), None, 1),
-        };
+    ) -> (Span, Option<Box<Propagated>>) {
+        let mut request = std::mem::take(&mut exchange.request);
+        let said = request.propagated.take();
+        let propagated = said.as_deref();
+        let links = propagated
+            .map(|said| said.others.iter())
+            .into_iter()
+            .flatten()
+            .filter_map(|other| Some(Link { trace: other.trace, span: other.span? }));
         let mut attributes = request.attributes;
         let mut status = Status::Unset;
         let mut error = None;
@@ -185,9 +206,6 @@ impl Spans {
             };
             attributes.push(Attribute::word("tracer.partial", sides));
         }
-        if parent.is_some() {
-            attributes.push(Attribute::word("tracer.parent.evidence", "traceparent"));
-        }
         let moment = |name, time, attributes| Moment { name, time: self.wall(time), attributes };
         let messages = if exchange.messages.is_some() { 4 } else { 0 };
         let mut events = Vec::with_capacity(exchange.interim.len() + 2 + messages);
@@ -216,12 +234,14 @@ impl Spans {
         // A call of several messages: its duration tells how long somebody talked.
         let talks = exchange.messages.as_deref().is_some_and(|sides| sides.iter().any(|side| side.count > 1));
         let shown_stream = stream.or(talks.then_some("stream"));
-        let last = exchange.response_end.max(exchange.broken).unwrap_or(0).max(exchange.request_end);
-        Span {
-            trace,
-            id,
-            parent,
-            trace_flags,
+        let last = exchange.last();
+        let span = Span {
+            trace: [0; 16],
+            id: [0; 8],
+            parent: None,
+            trace_flags: 0,
+            trace_state: propagated.map(|said| said.state.clone()).unwrap_or_default(),
+            links: links.collect(),
             name: request.name,
             kind,
             start: self.wall(exchange.request_start),
@@ -244,18 +264,8 @@ impl Spans {
                 stream: shown_stream,
                 health_check: matches!(request.noise, Some(Noise::HealthCheck(_))),
             },
-        }
-    }
-
-    /// Random and not zero.
-    fn id<const N: usize>(&mut self) -> [u8; N] {
-        loop {
-            let mut id = [0; N];
-            self.ids.fill_bytes(&mut id);
-            if id != [0; N] {
-                return id;
-            }
-        }
+        };
+        (span, said)
     }
 }
 

@@ -7,7 +7,10 @@ use tracer_common::{
     record::{Counters, omitted},
 };
 
-use crate::protocol::Class;
+use crate::{
+    protocol::Class,
+    stitch::{Evidence, Links},
+};
 
 /// Where a byte ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -146,6 +149,8 @@ pub struct Ledger {
     pub partial: u64,
     /// Exchanges whose names are not all known, since they were sent before the tracer came or in a gap.
     pub vague: u64,
+    /// What became of the spans' parents.
+    pub links: Links,
     /// Responses whose request was not seen.
     pub orphans: u64,
     /// Connections whose protocol could not be followed any further, by the reason.
@@ -259,6 +264,26 @@ impl fmt::Display for Ledger {
         }
         for (reason, count) in &self.left {
             write!(f, ", {count} connections left: {reason}")?;
+        }
+        let mut sign = "; parents:";
+        for evidence in Evidence::ALL {
+            let count = self.links.parents[evidence as usize];
+            if count > 0 {
+                match evidence {
+                    Evidence::None => write!(f, "{sign} {count} roots")?,
+                    _ => write!(f, "{sign} {count} by {}", evidence.name())?,
+                }
+                sign = ",";
+            }
+        }
+        for (count, what) in [
+            (self.links.ambiguous, "with several candidates"),
+            (self.links.hasty, "before their parent was over"),
+            (self.links.malformed, "trace headers malformed"),
+        ] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
         }
         let mut sign = "; told by length alone:";
         for (reason, bytes) in self.omitted.iter().enumerate().filter(|(_, bytes)| **bytes > 0) {

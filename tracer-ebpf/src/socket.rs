@@ -15,7 +15,7 @@ use tracer_common::{
 use crate::{
     emit, identity,
     maps::{CONNECTIONS, FRAMES, QUIET, count},
-    memory::{Typed, Untyped, copy_kernel, read_kernel},
+    memory::{Object, Typed, Untyped, copy_kernel, read_kernel},
     offset, process, select, syscall,
     tcp::{Positions, SOCK_STREAM, Socket, Tcp},
 };
@@ -28,8 +28,12 @@ const EINTR: i32 = 4;
 /// include/linux/socket.h
 const MSG_PEEK: u32 = 0x02;
 const MSG_TRUNC: u32 = 0x20;
+const MSG_DONTWAIT: u32 = 0x40;
 /// What is received is no data of the stream.
 const MSG_ERRQUEUE: u32 = 0x2000;
+
+/// include/uapi/asm-generic/fcntl.h
+const O_NONBLOCK: u32 = 0o4000;
 
 /// `RCV_SHUTDOWN` (include/net/sock.h): nothing follows.
 const RCV_SHUTDOWN: u8 = 1;
@@ -141,7 +145,15 @@ fn call_ended(registers: Untyped, result: i64) -> i32 {
         return 0;
     }
     let number = call.number as u16;
-    moved(socket, direction, call.result, call.flags, || syscall::Call { number, buffer: call.buffer })
+    let flags = call.flags | unwilling(socket);
+    moved(socket, direction, call.result, flags, || syscall::Call { number, buffer: call.buffer })
+}
+
+/// The flag that the kernel adds to those of each call on a file that does not wait.
+#[inline(always)]
+fn unwilling(socket: Untyped) -> u32 {
+    let file = socket.follow(offset!(SOCK_SOCKET)).follow(offset!(SOCKET_FILE));
+    if file.load::<u32>(offset!(FILE_FLAGS)) & O_NONBLOCK != 0 { MSG_DONTWAIT } else { 0 }
 }
 
 #[inline(always)]

@@ -45,7 +45,7 @@ pub fn protocol(bytes: &[u8]) {
     let protocol = PROTOCOLS[usize::from(*first) % PROTOCOLS.len()];
     let fresh = [second & 1 == 0, second & 2 == 0];
     let kind = if second & 4 == 0 { Kind::Server } else { Kind::Client };
-    let shown = Shown { grpc_message: second & 8 != 0 };
+    let shown = Shown { grpc_message: second & 8 != 0, ..Shown::default() };
     let mut session = protocol.session(fresh, kind, shown);
     let mut streams = [Stream::default(), Stream::default()];
     let mut time = 0;
@@ -54,7 +54,7 @@ pub fn protocol(bytes: &[u8]) {
         let at = side.index();
         let (position, opposite) = (streams[at].end(), streams[1 - at].end());
         let length = bytes.len() as u64 + gap;
-        let mark = Mark { end: position + length, time, opposite, process: 1 };
+        let mark = Mark { end: position + length, time, opposite, process: 1, thread: 1 };
         streams[at].insert(position, bytes, length, mark);
         if length == 0 {
             streams[at].finish(Ending::Eof);

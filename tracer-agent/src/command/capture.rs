@@ -30,7 +30,7 @@ use tracer_agent::{
 
 use super::{
     Exit, Failure, OrExit,
-    choice::{FilterArguments, SelectionArguments},
+    choice::{FilterArguments, SelectionArguments, StitchingArguments},
     otlp::OtlpArguments,
     parse_duration, parse_size,
 };
@@ -103,6 +103,9 @@ pub(crate) struct Output {
     pub(crate) grpc_message: bool,
 
     #[command(flatten)]
+    pub(crate) stitching: StitchingArguments,
+
+    #[command(flatten)]
     pub(crate) otlp: OtlpArguments,
 }
 
@@ -117,7 +120,7 @@ impl Output {
 
     /// What was asked for of what stays out of spans otherwise.
     pub(crate) fn shown(&self) -> Shown {
-        Shown { grpc_message: self.grpc_message }
+        Shown { grpc_message: self.grpc_message, correlation: self.stitching.correlation() }
     }
 
     /// For people alone.
@@ -151,6 +154,7 @@ pub(crate) fn run(
         memory: bounds
             .memory
             .map_or(Limits::default().memory, |memory| memory.try_into().unwrap_or(usize::MAX)),
+        parents: output.stitching.parents.into(),
         shown: output.shown(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

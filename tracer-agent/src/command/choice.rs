@@ -3,12 +3,14 @@
 use std::{ffi::OsString, time::Duration};
 
 use anyhow::anyhow;
-use clap::{Args, builder::PossibleValuesParser};
+use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use globset::GlobMatcher;
 use tracer_agent::{
     filter::{Filter, StatusPattern, glob},
     live::select::Selection,
+    propagation::CORRELATION,
     protocol::PROTOCOLS,
+    stitch::Parents,
 };
 
 use super::{Exit, Failure, OrExit, parse_duration};
@@ -88,6 +90,56 @@ pub(crate) struct FilterArguments {
     /// Without the requests by which machines look whether a service is well (kubelet, load balancers)
     #[arg(long)]
     no_health_checks: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Traces")]
+pub(crate) struct StitchingArguments {
+    /// What makes a span the child of another: all evidence (ids in headers, the connection seen from both
+    /// ends, threads that serve one request at a time), or ids in headers alone
+    #[arg(long, value_enum, default_value_t = Evidence::Evidence, value_name = "WHICH")]
+    pub(crate) parents: Evidence,
+
+    /// A header besides x-request-id and x-correlation-id that holds an id of the request and is passed on
+    #[arg(long = "correlation-header", value_name = "NAME", value_parser = header)]
+    correlation: Vec<String>,
+}
+
+/// As [`Parents`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Evidence {
+    Evidence,
+    Header,
+}
+
+impl From<Evidence> for Parents {
+    fn from(chosen: Evidence) -> Self {
+        match chosen {
+            Evidence::Evidence => Parents::Evidence,
+            Evidence::Header => Parents::Header,
+        }
+    }
+}
+
+impl StitchingArguments {
+    /// The headers with ids of requests: those that were named come before the usual ones.
+    pub(crate) fn correlation(&self) -> &'static [&'static str] {
+        if self.correlation.is_empty() {
+            return CORRELATION;
+        }
+        // Once in the life of the program, which reads them to its end.
+        let named = self.correlation.iter().map(|name| &*name.clone().leak());
+        named.chain(CORRELATION.iter().copied()).collect::<Vec<_>>().leak()
+    }
+}
+
+/// The name of a header, in lower case.
+fn header(name: &str) -> Result<String, String> {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if name.is_empty() || !name.bytes().all(token) {
+        return Err(format!("`{name}` is no name of a header"));
+    }
+    Ok(name.to_ascii_lowercase())
 }
 
 fn names() -> impl Iterator<Item = &'static str> {

@@ -47,7 +47,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         .with_context(|| format!("{} cannot be read", arguments.file.display()))
         .or_exit(Exit::Usage)?;
     let records = Reader::new(&bytes).or_exit(Exit::CannotCapture)?;
-    let mut limits = Limits { shown: arguments.output.shown(), ..Limits::default() };
+    let mut limits = Limits {
+        shown: arguments.output.shown(),
+        parents: arguments.output.stitching.parents.into(),
+        ..Limits::default()
+    };
     if let Some(memory) = arguments.memory {
         limits.memory = memory.try_into().unwrap_or(usize::MAX);
     }
@@ -69,6 +73,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
                 break;
             }
         }
+        while let Some(span) = pipeline.poll_output() {
+            outputs.deliver_waiting(span);
+        }
+    }
+    if !pipeline.is_finished() {
+        pipeline.flush();
         while let Some(span) = pipeline.poll_output() {
             outputs.deliver_waiting(span);
         }

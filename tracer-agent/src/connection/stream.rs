@@ -16,6 +16,7 @@ pub struct Mark {
     /// Where the other direction stood then.
     pub opposite: u64,
     pub process: u32,
+    pub thread: u32,
 }
 
 /// Why bytes are missing.
@@ -255,7 +256,7 @@ impl Stream {
         }
         let (at, mark) = match self.pending.first_key_value() {
             Some((at, (_, mark))) => (*at, *mark),
-            None => (self.reached.0, Mark { end: 0, time, opposite: 0, process: 0 }),
+            None => (self.reached.0, Mark { end: 0, time, opposite: 0, process: 0, thread: 0 }),
         };
         self.gap = Some(Gap { length: at - self.end(), missing: Missing::Lost });
         self.marks.push_back(Mark { end: at, ..mark });

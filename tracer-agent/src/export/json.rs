@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 use super::hex;
 use crate::{
     protocol::{Attribute, Value},
-    span::{Moment, Span, Status},
+    span::{Link, Moment, Span, Status},
 };
 
 /// Without the line break.
@@ -15,6 +15,7 @@ pub fn line(span: &Span) -> String {
         trace_id: hex(&span.trace),
         span_id: hex(&span.id),
         parent_span_id: span.parent.map(|parent| hex(&parent)),
+        trace_state: &span.trace_state,
         name: &span.name,
         kind: span.kind.name(),
         start_time_unix_nano: span.start.to_string(),
@@ -23,6 +24,7 @@ pub fn line(span: &Span) -> String {
         attributes: Flat(&span.attributes, &span.common.attributes),
         resource: Flat(&span.resource.attributes, &[]),
         events: span.events.iter().map(Event::from).collect(),
+        links: span.links.iter().map(Linked::from).collect(),
     };
     // A map with text keys always serialises.
     serde_json::to_string(&line).unwrap_or_default()
@@ -35,6 +37,8 @@ struct Line<'a> {
     span_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     parent_span_id: Option<String>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    trace_state: &'a str,
     name: &'a str,
     kind: &'static str,
     start_time_unix_nano: String,
@@ -43,6 +47,8 @@ struct Line<'a> {
     attributes: Flat<'a>,
     resource: Flat<'a>,
     events: Vec<Event<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    links: Vec<Linked>,
 }
 
 #[derive(Serialize)]
@@ -72,6 +78,19 @@ impl<'a> From<&'a Moment> for Event<'a> {
             time_unix_nano: moment.time.to_string(),
             attributes: Flat(&moment.attributes, &[]),
         }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Linked {
+    trace_id: String,
+    span_id: String,
+}
+
+impl From<&Link> for Linked {
+    fn from(link: &Link) -> Self {
+        Self { trace_id: hex(&link.trace), span_id: hex(&link.span) }
     }
 }
 

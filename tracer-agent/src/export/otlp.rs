@@ -29,6 +29,7 @@ mod field {
     pub(super) const SCOPE_VERSION: u32 = 2;
     pub(super) const SPAN_TRACE_ID: u32 = 1;
     pub(super) const SPAN_ID: u32 = 2;
+    pub(super) const SPAN_STATE: u32 = 3;
     pub(super) const SPAN_PARENT_ID: u32 = 4;
     pub(super) const SPAN_NAME: u32 = 5;
     pub(super) const SPAN_KIND: u32 = 6;
@@ -36,11 +37,14 @@ mod field {
     pub(super) const SPAN_END: u32 = 8;
     pub(super) const SPAN_ATTRIBUTES: u32 = 9;
     pub(super) const SPAN_EVENTS: u32 = 11;
+    pub(super) const SPAN_LINKS: u32 = 13;
     pub(super) const SPAN_STATUS: u32 = 15;
     pub(super) const SPAN_FLAGS: u32 = 16;
     pub(super) const EVENT_TIME: u32 = 1;
     pub(super) const EVENT_NAME: u32 = 2;
     pub(super) const EVENT_ATTRIBUTES: u32 = 3;
+    pub(super) const LINK_TRACE_ID: u32 = 1;
+    pub(super) const LINK_SPAN_ID: u32 = 2;
     pub(super) const STATUS_CODE: u32 = 3;
     pub(super) const KEY: u32 = 1;
     pub(super) const VALUE: u32 = 2;
@@ -122,6 +126,9 @@ impl Batch {
 fn encode_span(out: &mut Vec<u8>, span: &Span) {
     bytes(out, field::SPAN_TRACE_ID, &span.trace);
     bytes(out, field::SPAN_ID, &span.id);
+    if !span.trace_state.is_empty() {
+        bytes(out, field::SPAN_STATE, span.trace_state.as_bytes());
+    }
     if let Some(parent) = &span.parent {
         bytes(out, field::SPAN_PARENT_ID, parent);
     }
@@ -145,6 +152,12 @@ fn encode_span(out: &mut Vec<u8>, span: &Span) {
     }));
     for event in &span.events {
         message(out, field::SPAN_EVENTS, |out| encode_event(out, event));
+    }
+    for link in &span.links {
+        message(out, field::SPAN_LINKS, |out| {
+            bytes(out, field::LINK_TRACE_ID, &link.trace);
+            bytes(out, field::LINK_SPAN_ID, &link.span);
+        });
     }
     // A message is there even where all its fields have their default.
     message(out, field::SPAN_STATUS, |out| {
@@ -243,7 +256,7 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::protocol::Text;
+    use crate::{protocol::Text, span::Link};
 
     fn span(id: u8, resource: &Arc<Resource>) -> Span {
         Span {
@@ -251,6 +264,8 @@ mod tests {
             id: [id; 8],
             parent: (id > 1).then_some([9; 8]),
             trace_flags: 1,
+            trace_state: Text::new(if id > 1 { "a=1" } else { "" }),
+            links: vec![Link { trace: [id; 16], span: [7; 8] }; usize::from(id) - 1],
             name: Text::new("GET"),
             kind: if id > 1 { Kind::Client } else { Kind::Server },
             start: 1_000_000_007,
@@ -318,6 +333,8 @@ mod tests {
         assert_eq!((first.events[0].name.as_str(), first.events[0].attributes.len()), ("first", 1));
         let second = &read.resource_spans[1].scope_spans[0].spans[0];
         assert_eq!((second.kind, second.parent_span_id.clone()), (3, vec![9; 8]));
+        assert_eq!((second.trace_state.as_str(), second.links.len()), ("a=1", 1));
+        assert_eq!((&second.links[0].trace_id, &second.links[0].span_id), (&vec![2; 16], &vec![7; 8]));
         assert_eq!(second.status.as_ref().map(|status| status.code), Some(2));
     }
 }

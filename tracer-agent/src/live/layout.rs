@@ -55,6 +55,7 @@ const MEMBERS: &[(&str, &str, &str)] = &[
     ("BINPRM_FILE", "linux_binprm", "file"),
     ("FILE_INODE", "file", "f_inode"),
     ("FILE_DENTRY", "file", "f_path.dentry"),
+    ("FILE_FLAGS", "file", "f_flags"),
     ("DENTRY_NAME", "dentry", "d_name.name"),
     ("INODE_NUMBER", "inode", "i_ino"),
     ("INODE_SUPER", "inode", "i_sb"),

@@ -1,7 +1,5 @@
 //! A connection with what is made of it, from the first byte to the last.
 
-use std::collections::VecDeque;
-
 use tracer_common::{
     connection::{Direction, Role},
     record::Closed,
@@ -14,11 +12,12 @@ use crate::{
         stream::{After, Ending, Missing, Stream},
     },
     enrich::process::Processes,
-    exchange::{Exchange, Exchanges, Outcome},
+    exchange::{Change, Exchange, Exchanges, Outcome},
     noise::Noise,
     protocol::{Class, Event, Input, Kind, Progress, Session, Shown, Side, What},
-    span::{Span, Spans},
+    span::Spans,
     stats::{self, Bucket, Ledger, Tally, Verdict},
+    stitch::{Begin, End, Stitch},
 };
 
 /// Bytes that one connection may hold.
@@ -33,6 +32,7 @@ const QUIET_MIN: u64 = 64 * 1024;
 /// A connection with what is made of it.
 #[derive(Default)]
 pub(super) struct Tracked {
+    pub(super) cookie: u64,
     pub(super) connection: Connection,
     pub(super) state: State,
     pub(super) exchanges: Exchanges,
@@ -94,7 +94,7 @@ pub(super) struct Run<'a> {
     pub(super) ledger: &'a mut Ledger,
     pub(super) processes: &'a mut Processes,
     pub(super) spans: &'a mut Spans,
-    pub(super) output: &'a mut VecDeque<Span>,
+    pub(super) stitch: &'a mut Stitch,
     pub(super) events: &'a mut Vec<Event>,
     pub(super) open: &'a mut Vec<OpenExchange>,
     pub(super) shown: Shown,
@@ -102,8 +102,10 @@ pub(super) struct Run<'a> {
 
 impl Run<'_> {
     pub(super) fn emit(&mut self, exchange: Box<Exchange>, connection: &Connection, spoken: Spoken) {
+        let number = exchange.number;
         if exchange.request.noise == Some(Noise::Export) {
             self.ledger.exports += 1;
+            self.stitch.forget(number);
             return;
         }
         let kind = kind(spoken.requests);
@@ -112,7 +114,34 @@ impl Run<'_> {
         self.ledger.vague += exchange.request.vague as u64;
         let resource = self.processes.resource(exchange.process);
         let ends = connection.ends.as_ref();
-        self.output.push_back(self.spans.make(exchange, kind, ends, resource));
+        let end = End {
+            time: exchange.last(),
+            whole: exchange.outcome == Outcome::Complete && exchange.cut == [false; 2],
+            handed_over: exchange.handed_over,
+        };
+        let (span, propagated) = self.spans.make(exchange, kind, ends, resource);
+        self.stitch.end(number, span, propagated.as_deref(), &end);
+    }
+
+    /// `start` is where the request does.
+    fn begin(
+        &mut self,
+        exchange: &mut Exchange,
+        start: u64,
+        connection: &Connection,
+        spoken: Spoken,
+        cookie: u64,
+    ) {
+        exchange.number = self.stitch.begin(&Begin {
+            kind: kind(spoken.requests),
+            cookie,
+            process: exchange.process,
+            thread: exchange.thread,
+            time: exchange.request_start,
+            spot: connection.spot(spoken.requests, start),
+            head: &exchange.request,
+            polled: connection.polled,
+        });
     }
 
     pub(super) fn report_open(&mut self, tracked: &Tracked, now: u64) {
@@ -146,6 +175,10 @@ pub(super) fn kind(requests: Direction) -> Kind {
 }
 
 impl Tracked {
+    pub(super) fn new(cookie: u64) -> Self {
+        Self { cookie, ..Self::default() }
+    }
+
     pub(super) fn cost(&self) -> usize {
         let session = match &self.state {
             State::Speaking(speaking) => speaking.session.held(),
@@ -303,8 +336,11 @@ impl Tracked {
             // The server had ended the connection before: that is what broke it off.
             return;
         }
-        if let Some(exchange) = self.exchanges.handle_event(event, marks) {
-            run.emit(exchange, &self.connection, spoken);
+        let start = event.start;
+        match self.exchanges.handle_event(event, marks) {
+            Change::None => {}
+            Change::Began(exchange) => run.begin(exchange, start, &self.connection, spoken, self.cookie),
+            Change::Ended(exchange) => run.emit(exchange, &self.connection, spoken),
         }
         run.ledger.orphans += std::mem::take(&mut self.exchanges.orphans);
     }
@@ -365,7 +401,9 @@ impl Tracked {
             _ => bucket,
         };
         self.note(bucket);
-        self.exchanges.forget();
+        for number in self.exchanges.forget() {
+            run.stitch.forget(number);
+        }
         self.wait = None;
         for stream in &mut self.connection.streams {
             let (bytes, not_copied) = stream.drain();

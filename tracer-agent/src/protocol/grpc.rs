@@ -105,7 +105,7 @@ pub(super) fn request(asked: &Asked<'_>, timeout: Option<&str>) -> RequestHead {
         target: path.map_or(Text::new_static(UNSEEN), |path| text(path.as_bytes())),
         protocol: NAME,
         attributes,
-        parent: asked.parent,
+        propagated: asked.propagated.clone(),
         noise,
         vague: false,
     }
@@ -506,7 +506,7 @@ mod tests {
         trailers.add("grpc-message", "the%20secret");
         let quiet = response(Some(200), &trailers, Shown::default());
         assert!(quiet.client_error && !quiet.server_error && quiet.attributes.len() == 1);
-        let told = response(Some(200), &trailers, Shown { grpc_message: true });
+        let told = response(Some(200), &trailers, Shown { grpc_message: true, ..Shown::default() });
         assert_eq!(told.attributes[1], Attribute::text("tracer.rpc.message", "the secret"));
     }
 }

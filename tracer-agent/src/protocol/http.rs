@@ -3,8 +3,11 @@
 use smallvec::smallvec;
 use smol_str::format_smolstr;
 
-use super::{Attribute, Attributes, Kind, RequestHead, ResponseHead, Text, TraceParent};
-use crate::noise::{self, Noise};
+use super::{Attribute, Attributes, Kind, RequestHead, ResponseHead, Text};
+use crate::{
+    noise::{self, Noise},
+    propagation::Propagated,
+};
 
 /// Methods that keep their name in `http.request.method` (semantic conventions, HTTP).
 pub(super) const METHODS: [&str; 10] =
@@ -29,7 +32,7 @@ pub(super) struct Asked<'a> {
     pub(super) host: Option<&'a str>,
     pub(super) version: &'static str,
     pub(super) user_agent: Option<Text>,
-    pub(super) parent: Option<TraceParent>,
+    pub(super) propagated: Option<Box<Propagated>>,
     /// What the reader of the head has to add.
     pub(super) notes: Attributes,
 }
@@ -122,8 +125,17 @@ pub(super) fn request(asked: &Asked<'_>, kind: Kind) -> RequestHead {
         }
     }
     let name = known.unwrap_or(Text::new_static("HTTP"));
-    let parent = asked.parent;
-    RequestHead { name, operation, target: shown, protocol: NAME, attributes, parent, noise, vague: false }
+    let propagated = asked.propagated.clone();
+    RequestHead {
+        name,
+        operation,
+        target: shown,
+        protocol: NAME,
+        attributes,
+        propagated,
+        noise,
+        vague: false,
+    }
 }
 
 /// `notes`: what the reader of the head has to add.
@@ -250,36 +262,4 @@ fn redacted(query: &str) -> String {
         }
     }
     out
-}
-
-/// A `traceparent` of any version that starts as version 00 does (W3C Trace Context, section 3.2).
-pub(super) fn trace_parent(value: &[u8]) -> Option<TraceParent> {
-    let value = std::str::from_utf8(value).ok()?;
-    let version = value.get(..2)?;
-    let exact = value.len() == 55;
-    if version == "ff" || (version == "00" && !exact) || !(exact || value.as_bytes().get(55) == Some(&b'-')) {
-        return None;
-    }
-    let mut parts = value.get(..55)?.split('-');
-    let version = parts.next()?;
-    let (trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?);
-    if parts.next().is_some() || version.len() != 2 || flags.len() != 2 {
-        return None;
-    }
-    hex::<1>(version)?;
-    let parent = TraceParent { trace: hex(trace)?, span: hex(span)?, flags: hex::<1>(flags)?[0] };
-    (parent.trace != [0; 16] && parent.span != [0; 8]).then_some(parent)
-}
-
-/// Lower case only, as the specification has it.
-fn hex<const N: usize>(digits: &str) -> Option<[u8; N]> {
-    let valid = digits.len() == 2 * N && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if !valid {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&digits[2 * index..2 * index + 2], 16).ok()?;
-    }
-    Some(bytes)
 }

@@ -283,7 +283,7 @@ impl Dialogue {
     }
 
     fn read_request(&mut self, bytes: &[u8], input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
-        let request = match head::parse_request(bytes, self.kind) {
+        let request = match head::parse_request(bytes, self.kind, self.shown) {
             Ok(request) => request,
             Err(HeadError::Malformed(reason)) => return self.invalid(Side::Request, reason, input),
         };

@@ -441,7 +441,7 @@ impl Dialogue {
             &joined[..]
         };
         let reader = &mut self.sides[side.index()];
-        let (mut fields, missing) = (Fields::default(), reader.table.missing());
+        let (mut fields, missing) = (Fields::new(self.shown), reader.table.missing());
         let decoded = reader.table.decode(block, |field| fields.take(field, missing));
         if decoded.is_err() {
             // What stands before the error is right; nothing is known of the table after it.

@@ -4,11 +4,12 @@ use std::mem::MaybeUninit;
 
 use super::{
     super::{
-        Attribute, Attributes, Kind, RequestHead, ResponseHead, Shown, TraceParent, Verdict, grpc,
-        http::{self, Asked, METHODS, Target, is_event_stream, trace_parent},
+        Attribute, Attributes, Kind, RequestHead, ResponseHead, Shown, Verdict, grpc,
+        http::{self, Asked, METHODS, Target, is_event_stream},
     },
     Method,
 };
+use crate::propagation::Reader;
 
 /// Fields beyond these are too many for any server.
 const FIELDS_FEW: usize = 64;
@@ -147,14 +148,14 @@ pub(super) fn detect_response(bytes: &[u8]) -> Verdict {
     }
 }
 
-pub(super) fn parse_request(bytes: &[u8], kind: Kind) -> Result<Request, HeadError> {
-    match parse_plain_request(bytes, kind, false) {
+pub(super) fn parse_request(bytes: &[u8], kind: Kind, shown: Shown) -> Result<Request, HeadError> {
+    match parse_plain_request(bytes, kind, shown, false) {
         Ok(Some(request)) => Ok(request),
         // What is rare is looked for only when something is odd.
         Ok(None) => {
             let unfolded = unfolded(bytes);
             let bytes = unfolded.as_deref().unwrap_or(bytes);
-            parse_plain_request(bytes, kind, true)
+            parse_plain_request(bytes, kind, shown, true)
                 .and_then(|request| request.ok_or(HeadError::Malformed("a malformed head")))
         }
         Err(error) => {
@@ -162,13 +163,18 @@ pub(super) fn parse_request(bytes: &[u8], kind: Kind) -> Result<Request, HeadErr
             if bytes[..line].is_ascii() {
                 return Err(error);
             }
-            parse_request(&percent_encoded(&bytes[..line], &bytes[line..]), kind)
+            parse_request(&percent_encoded(&bytes[..line], &bytes[line..]), kind, shown)
         }
     }
 }
 
 /// None if a line is no field, and `odd` ones are not taken.
-fn parse_plain_request(bytes: &[u8], kind: Kind, odd: bool) -> Result<Option<Request>, HeadError> {
+fn parse_plain_request(
+    bytes: &[u8],
+    kind: Kind,
+    shown: Shown,
+    odd: bool,
+) -> Result<Option<Request>, HeadError> {
     with_fields(|fields| {
         let mut config = httparse::ParserConfig::default();
         config.ignore_invalid_headers_in_requests(true);
@@ -178,7 +184,7 @@ fn parse_plain_request(bytes: &[u8], kind: Kind, odd: bool) -> Result<Option<Req
         if !odd && memchr::memchr_iter(b'\n', bytes).count() != request.headers.len() + 2 {
             return Ok(Ok(None));
         }
-        Ok(request_from(&request, odd && hides_framing(bytes), kind).map(Some))
+        Ok(request_from(&request, odd && hides_framing(bytes), kind, shown).map(Some))
     })?
 }
 
@@ -263,11 +269,16 @@ fn with_fields<'b, T>(
     })
 }
 
-fn request_from(request: &httparse::Request<'_, '_>, hidden: bool, kind: Kind) -> Result<Request, HeadError> {
+fn request_from(
+    request: &httparse::Request<'_, '_>,
+    hidden: bool,
+    kind: Kind,
+    shown: Shown,
+) -> Result<Request, HeadError> {
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Err(HeadError::Malformed("a head without a start line"));
     };
-    let fields = Fields::of(request.headers);
+    let fields = Fields::of(request.headers, shown.correlation);
     let framing = match fields.length {
         _ if hidden => Framing::Broken,
         _ if fields.chunked => Framing::Chunked,
@@ -288,7 +299,7 @@ fn request_from(request: &httparse::Request<'_, '_>, hidden: bool, kind: Kind) -
         host: host.as_deref(),
         version: if version == 0 { "1.0" } else { "1.1" },
         user_agent: fields.user_agent.map(http::text),
-        parent: fields.parent,
+        propagated: fields.propagation.read(),
         notes,
     };
     let call = fields.content_type.and_then(grpc::Flavor::of).filter(|flavor| flavor.is_web());
@@ -312,7 +323,7 @@ fn response_from(
     let Some(status) = response.code else {
         return Err(HeadError::Malformed("a head without a status"));
     };
-    let fields = Fields::of(response.headers);
+    let fields = Fields::of(response.headers, &[]);
     let upgrades = status == 101 && fields.upgrade.is_some_and(|to| to.eq_ignore_ascii_case(b"h2c"));
     let framing = match status {
         101 => Framing::Switch,
@@ -364,7 +375,7 @@ struct Fields<'a> {
     grpc: grpc::Trailers,
     host: Option<&'a [u8]>,
     user_agent: Option<&'a [u8]>,
-    parent: Option<TraceParent>,
+    propagation: Reader,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -377,9 +388,9 @@ enum Length {
 }
 
 impl<'a> Fields<'a> {
-    fn of(headers: &[httparse::Header<'a>]) -> Self {
-        let mut fields = Fields::default();
-        let mut parents = 0;
+    /// Those in `correlation` have ids of requests.
+    fn of(headers: &[httparse::Header<'a>], correlation: &'static [&'static str]) -> Self {
+        let mut fields = Fields { propagation: Reader::new(correlation), ..Fields::default() };
         for header in headers {
             let value = header.value.trim_ascii();
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
@@ -404,11 +415,7 @@ impl<'a> Fields<'a> {
                 }
                 12 if is("content-type") => fields.content_type = fields.content_type.or(Some(value)),
                 10 if is("user-agent") => fields.user_agent = fields.user_agent.or(Some(value)),
-                11 if is("traceparent") => {
-                    parents += 1;
-                    fields.parent = trace_parent(value).filter(|_| parents == 1);
-                }
-                _ => {}
+                _ => fields.propagation.take(header.name, || Some(http::text(value))),
             }
         }
         fields

@@ -1,8 +1,9 @@
 //! The fields of a block that spans are made of.
 
 use super::hpack::{Field, Value};
+use crate::propagation::Reader;
 use crate::protocol::{
-    Attribute, Attributes, Kind, RequestHead, ResponseHead, Shown, Text, TraceParent,
+    Attribute, Attributes, Kind, RequestHead, ResponseHead, Shown, Text,
     grpc::{self, Flavor},
     http::{self, Asked, Target},
 };
@@ -24,8 +25,7 @@ pub(super) struct Fields {
     user_agent: Option<Text>,
     content_type: Option<Text>,
     timeout: Option<Text>,
-    parent: Option<TraceParent>,
-    parents: u32,
+    propagation: Reader,
     trailers: grpc::Trailers,
     /// There are fields that only the head of a request has, or that of a response.
     pub(super) asks: bool,
@@ -35,6 +35,10 @@ pub(super) struct Fields {
 }
 
 impl Fields {
+    pub(super) fn new(shown: Shown) -> Self {
+        Self { propagation: Reader::new(shown.correlation), ..Self::default() }
+    }
+
     /// `missing`: why something of the field may not be known.
     pub(super) fn take(&mut self, field: Field<'_>, missing: Option<&'static str>) {
         let Some(name) = field.name else {
@@ -76,17 +80,12 @@ impl Fields {
                 self.status = status.filter(|status| (100..1000).contains(status));
                 self.answers = true;
             }
-            "traceparent" => {
-                self.parents += 1;
-                let parent = value.text().and_then(|value| http::trace_parent(value.as_bytes()));
-                self.parent = parent.filter(|_| self.parents == 1);
-            }
             _ if name.starts_with("grpc-") => {
                 if let Some(value) = value.text() {
                     self.trailers.add(name, &value);
                 }
             }
-            _ => {}
+            _ => self.propagation.take(name, || value.text()),
         }
     }
 
@@ -123,7 +122,7 @@ impl Fields {
             target,
             version: "2",
             user_agent: self.user_agent.clone(),
-            parent: self.parent,
+            propagated: self.propagation.read(),
             notes: self.missing.map(captured).into_iter().collect(),
         };
         let head = match is_call {
