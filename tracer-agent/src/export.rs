@@ -4,6 +4,7 @@ pub mod json;
 #[cfg(feature = "live")]
 pub mod otlp;
 pub mod text;
+pub mod tree;
 
 /// Lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {

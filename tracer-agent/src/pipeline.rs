@@ -188,14 +188,19 @@ impl Pipeline {
         self.ledger.links = *self.stitch.links();
     }
 
-    /// How a process passes on what it is asked; None if it asked and was asked nothing.
-    pub fn habits(&self, process: u32) -> Option<&Habits> {
-        self.stitch.habits_of(process)
+    /// How the processes pass on what they are asked, all together.
+    pub fn habits(&self) -> Habits {
+        self.stitch.habits_of_all()
     }
 
     /// Exchanges that are open, or whose spans wait for their parents.
     pub fn unfinished(&self) -> usize {
         self.stitch.len()
+    }
+
+    /// Whether spans wait for something that time decides.
+    pub fn is_waiting(&self) -> bool {
+        self.stitch.is_waiting()
     }
 
     /// After the record that says that the capture is finished: what was not over.

@@ -172,13 +172,14 @@ impl Stitch {
             return;
         };
         // More may have come to be known of it.
-        if let Some(propagated) = head {
-            node.context = node.context.or(propagated.context);
-            node.correlation = node.correlation.or(propagated.correlation);
-        }
+        let learns = head.is_some_and(|propagated| node.learn(propagated.context, propagated.correlation));
         let (kind, process, thread, start) = (node.kind, node.process, node.thread, node.start);
+        let on_thread = node.on_thread;
+        if learns {
+            self.list(number);
+        }
         let mut proven = false;
-        if kind == Kind::Server && node.on_thread {
+        if kind == Kind::Server && on_thread {
             if end.handed_over {
                 self.lose_threads(process, "another thread answers than the one that read");
             } else if self.overlaps(number, thread, start, end.time) {
@@ -283,9 +284,17 @@ impl Stitch {
         &self.links
     }
 
-    /// What is known of how a process passes things on.
-    pub fn habits_of(&self, process: u32) -> Option<&Habits> {
-        self.processes.get(&process)
+    /// What is known of how processes pass things on.
+    pub fn habits_of_all(&self) -> Habits {
+        let mut all = Habits::default();
+        for habits in self.processes.values() {
+            all.add(habits);
+        }
+        all
+    }
+
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// Exchanges that are open or wait.
@@ -323,9 +332,8 @@ impl Stitch {
         let Some(other) = self.nodes.get_mut(&met) else { return };
         (node.other, other.other) = (Some(met), Some(number));
         // Both ends saw the same bytes, but not always all of them.
-        let (context, correlation) = (node.context.or(other.context), node.correlation.or(other.correlation));
-        (node.context, node.correlation) = (context, correlation);
-        (other.context, other.correlation) = (context, correlation);
+        node.learn(other.context, other.correlation);
+        let learns = other.learn(node.context, node.correlation);
         match node.kind {
             Kind::Server => {
                 node.awaits.push(Await::of(met, Evidence::Connection));
@@ -339,9 +347,25 @@ impl Stitch {
                 node.wanted_by.push(met);
             }
         }
-        let cookies = [node.cookie, other.cookie];
-        for cookie in cookies {
+        for cookie in [node.cookie, other.cookie] {
             self.alone.remove(&cookie);
+        }
+        if learns {
+            self.list(met);
+        }
+    }
+
+    /// Puts a request that is served where calls look for it.
+    fn list(&mut self, number: u64) {
+        let Some(node) = self.nodes.get_mut(&number) else { return };
+        if node.kind == Kind::Client || node.aside {
+            return;
+        }
+        for key in node.keys() {
+            if !node.listed.contains(&key) {
+                node.listed.push(key);
+                self.serving.entry((node.process, key)).or_default().push(number);
+            }
         }
     }
 
@@ -368,6 +392,7 @@ impl Stitch {
         }
         for key in node.keys() {
             self.serving.entry((process, key)).or_default().push(number);
+            node.listed.push(key);
         }
         if may_be_late {
             // Calls that were read before it, though they were made after it.
@@ -534,13 +559,11 @@ impl Stitch {
                 }
             }
         }
-        if node.kind == Kind::Server {
-            for key in node.keys() {
-                remove(&mut self.serving, (node.process, key), number);
-            }
-            if node.on_thread {
-                remove(&mut self.threads, node.thread, number);
-            }
+        for key in &node.listed {
+            remove(&mut self.serving, (node.process, *key), number);
+        }
+        if node.on_thread {
+            remove(&mut self.threads, node.thread, number);
         }
         if let Some(spot) = node.spot.filter(|_| node.other.is_none()) {
             remove(&mut self.spots, spot.sequence, number);

@@ -1,5 +1,7 @@
 //! What a capture comes to: per service and route how many, how many failed, how long they took.
 
+pub mod edges;
+
 use std::{collections::BTreeMap, fmt::Write};
 
 use hdrhistogram::Histogram;
@@ -64,11 +66,7 @@ impl Summary {
             }
         }
         let row = self.rows.entry(key).or_insert_with(Row::new);
-        row.count += 1;
-        row.errors += u64::from(span.status == Status::Error);
-        // It grows: any time fits.
-        let _ = row.times.record(time.max(1));
-        row.most = row.most.max(time);
+        row.add(time, span.status == Status::Error);
         let slowest = self.slowest.last().map_or(0, |slow| slow.time);
         if view.stream.is_none() && (self.slowest.len() < SLOWEST || time > slowest) {
             let place = self.slowest.partition_point(|slow| slow.time >= time);
@@ -88,16 +86,8 @@ impl Summary {
         let head = ["COUNT", "ERRORS", "P50", "P95", "MAX", "SERVICE", "SIDE", "ROUTE"].map(str::to_owned);
         let mut cells = vec![head];
         cells.extend(rows.into_iter().map(|(key, row)| {
-            [
-                row.count.to_string(),
-                row.errors.to_string(),
-                duration(row.at(0.50)),
-                duration(row.at(0.95)),
-                duration(row.most),
-                plain(&key.service),
-                key.kind.to_owned(),
-                plain(&key.route),
-            ]
+            let [count, errors, middle, most, max] = row.cells();
+            [count, errors, middle, most, max, plain(&key.service), key.kind.to_owned(), plain(&key.route)]
         }));
         let mut lines = table(&cells);
         if !self.slowest.is_empty() {
@@ -115,6 +105,21 @@ impl Row {
         // It grows with what it is given.
         let times = Histogram::new(DIGITS).unwrap_or_else(|_| unreachable!("two digits are allowed"));
         Self { count: 0, errors: 0, times, most: 0 }
+    }
+
+    fn add(&mut self, time: u64, failed: bool) {
+        self.count += 1;
+        self.errors += u64::from(failed);
+        // It grows: any time fits.
+        let _ = self.times.record(time.max(1));
+        self.most = self.most.max(time);
+    }
+
+    /// How many, how many failed, and how long they took.
+    fn cells(&self) -> [String; 5] {
+        let times = [self.at(0.50), self.at(0.95), self.most].map(duration);
+        let [middle, most, max] = times;
+        [self.count.to_string(), self.errors.to_string(), middle, most, max]
     }
 
     /// The histogram rounds up, and never beyond what was there.

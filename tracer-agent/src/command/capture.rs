@@ -17,7 +17,7 @@ use tracer_agent::{
         discover,
         gate::{Gate, User},
         load::{Probes, RING_DEFAULT, RING_MIN, Wanted},
-        print::{Format, Printer, Target},
+        print::{Format, Printer, Shape, Target},
         privileges,
         probes::Capture,
         send::Sender,
@@ -25,7 +25,7 @@ use tracer_agent::{
     },
     pipeline::Limits,
     protocol::Shown,
-    summary::Summary,
+    summary::{Summary, edges::Edges},
 };
 
 use super::{
@@ -93,6 +93,15 @@ pub(crate) struct Output {
     #[arg(long, help_heading = "Output")]
     pub(crate) fold: bool,
 
+    /// Prints whole traces as trees, each when it is over: who called whom, how long each took, how long by
+    /// itself, and when (text alone). A filter then chooses traces: those with a span that it matches
+    #[arg(long, conflicts_with = "fold", help_heading = "Output")]
+    pub(crate) tree: bool,
+
+    /// A table of who called whom at the end, on standard error: how often, how often in vain, how long
+    #[arg(long, help_heading = "Output")]
+    pub(crate) edges: bool,
+
     /// Without the table at the end of text output: per service and route how many, how many errors, how long
     #[arg(long, help_heading = "Output")]
     pub(crate) no_summary: bool,
@@ -115,7 +124,12 @@ impl Output {
     }
 
     pub(crate) fn printer(&self, target: Target) -> Result<Printer, Failure> {
-        Ok(Printer::start(target, self.fold)?)
+        let shape = match () {
+            () if self.tree => Shape::Trees,
+            () if self.fold => Shape::Folded,
+            () => Shape::Lines,
+        };
+        Ok(Printer::start(target, shape)?)
     }
 
     /// What was asked for of what stays out of spans otherwise.
@@ -126,6 +140,10 @@ impl Output {
     /// For people alone.
     pub(crate) fn summary(&self) -> Option<Summary> {
         (self.output == Format::Text && !self.no_summary).then(Summary::default)
+    }
+
+    pub(crate) fn edges(&self) -> Option<Edges> {
+        self.edges.then(Edges::default)
     }
 }
 
@@ -186,6 +204,7 @@ pub(crate) fn run(
             filter: filter.filter(),
             filtered: 0,
             summary: output.summary(),
+            edges: output.edges(),
         };
         let mut session = Session::start(probes, selection, limits, outputs)?;
         session.count = bounds.count;
@@ -195,8 +214,8 @@ pub(crate) fn run(
             None => scan(&told, later, &mut session)?,
         }
         let ended = watch(&mut session, &mut signals, &mut command, bounds.time).await?;
-        let finished = session.finish(FLUSH)?;
-        report(&finished);
+        let mut finished = session.finish(FLUSH)?;
+        report(&mut finished);
         let failed = ended.is_some_and(|status| !status.success());
         if finished.chosen == 0 && !told.is_empty() && !failed {
             let error = anyhow!("no process matched {told}: `tracer list {told}` shows what nearly does");
@@ -420,14 +439,17 @@ async fn stop(session: &mut Session, command: &mut Option<Gate>) -> anyhow::Resu
 }
 
 /// The table, if there is anything in it.
-pub(crate) fn tell_summary(summary: Option<&Summary>) {
+pub(crate) fn tell_summary(summary: Option<&Summary>, edges: Option<&mut Edges>) {
     for line in summary.filter(|summary| !summary.is_empty()).map(Summary::lines).unwrap_or_default() {
+        tell!("{line}");
+    }
+    for line in edges.map(Edges::lines).unwrap_or_default() {
         tell!("{line}");
     }
 }
 
-fn report(finished: &Finished) {
-    tell_summary(finished.summary.as_ref());
+fn report(finished: &mut Finished) {
+    tell_summary(finished.summary.as_ref(), finished.edges.as_mut());
     for open in finished.pipeline.open_exchanges() {
         tell!("{}", text::open(open));
     }

@@ -20,6 +20,7 @@ use tracer_agent::{
     },
     pipeline::Limits,
     stats::{Bucket, Ledger, Outcome},
+    stitch::{Evidence, Habits},
 };
 use tracer_common::record::omitted;
 
@@ -68,7 +69,50 @@ struct Explanation {
     moved: u64,
     coverage: BTreeMap<&'static str, u64>,
     spans: u64,
+    traces: Traces,
     findings: Vec<Finding>,
+}
+
+/// Whether requests can be followed through the process and its children.
+#[derive(Serialize)]
+struct Traces {
+    /// Requests that it served, and those of them that came with ids (of a trace, or of the request).
+    served: u64,
+    served_with_ids: u64,
+    /// Requests that it made, and those of them with ids of one that it was serving.
+    made: u64,
+    made_with_those_ids: u64,
+    /// Spans by the evidence for their parents.
+    parents: BTreeMap<&'static str, u64>,
+    /// Why its threads are no evidence, if they are none.
+    threads: Option<&'static str>,
+    verdict: &'static str,
+}
+
+impl Traces {
+    fn of(habits: &Habits) -> Self {
+        let verdict = match (habits.called, habits.asked, habits.passed_on) {
+            (0, _, _) if habits.served == 0 => "nothing was seen that could be followed",
+            (0, _, _) => "it made no requests of its own meanwhile",
+            (called, _, passed_on) if called == passed_on => "it passes headers on",
+            (_, _, 1..) => "it passes headers on with some of its requests",
+            (_, 1.., 0) => "it does not pass headers on",
+            (_, 0, 0) => "no request came with headers that it could pass on",
+        };
+        Self {
+            served: habits.served,
+            served_with_ids: habits.asked,
+            made: habits.called,
+            made_with_those_ids: habits.passed_on,
+            parents: Evidence::ALL
+                .into_iter()
+                .map(|evidence| (evidence.name(), habits.parents[evidence as usize]))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+            threads: habits.threads_lost,
+            verdict,
+        }
+    }
 }
 
 /// Connections that bytes moved on, as far as they are alike.
@@ -131,6 +175,7 @@ async fn look(
         filter: Filter::default(),
         filtered: 0,
         summary: None,
+        edges: None,
     };
     let mut session = Session::start(probes, selection, Limits::default(), outputs)?;
     session.scan()?;
@@ -159,6 +204,7 @@ async fn look(
         moved: ledger.moved(),
         coverage,
         spans: finished.spans,
+        traces: Traces::of(&finished.pipeline.habits()),
     })
 }
 
@@ -485,6 +531,21 @@ fn show(explanation: &Explanation) {
     for (bucket, bytes) in &explanation.coverage {
         let share = *bytes as f64 * 100.0 / explanation.moved.max(1) as f64;
         say(&format!("{bytes:>8} {bucket} ({share:.1} %)"));
+    }
+    let traces = &explanation.traces;
+    say(&format!(
+        "\ntraces: {}\n{:>8} requests served, {} of them with ids\n{:>8} requests made, {} of them with ids of one \
+         that it served",
+        traces.verdict, traces.served, traces.served_with_ids, traces.made, traces.made_with_those_ids
+    ));
+    for (evidence, count) in &traces.parents {
+        match *evidence {
+            "none" => say(&format!("{count:>8} spans without a parent")),
+            _ => say(&format!("{count:>8} spans with a parent by {evidence}")),
+        }
+    }
+    if let Some(why) = traces.threads {
+        say(&format!("         its threads are no evidence: {why}"));
     }
     if explanation.findings.is_empty() {
         say("\neverything that moved was read");

@@ -62,6 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         filter: arguments.filter.filter(),
         filtered: 0,
         summary: arguments.output.summary(),
+        edges: arguments.output.edges(),
     };
     let mut pipeline = Pipeline::new(limits);
     let mut damage = None;
@@ -91,7 +92,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         unsent = sent.lost();
     }
     let unprinted = outputs.printer.finish(FLUSH)?;
-    capture::tell_summary(outputs.summary.as_ref());
+    capture::tell_summary(outputs.summary.as_ref(), outputs.edges.as_mut());
     for open in pipeline.open_exchanges() {
         tell!("{}", text::open(open));
     }

@@ -27,13 +27,7 @@ pub fn line(span: &Span, color: bool) -> String {
     paint.put(&mut line, BOLD, &format!("{:<6}", span.kind.name()));
     let view = &span.view;
     let _ = write!(line, " {} {} ", plain(&view.operation), plain(&view.target));
-    let style = match (&view.status, span.status) {
-        (_, Status::Error) => BAD,
-        (Some(status), _) if status.starts_with(['4', '5']) => ODD,
-        (Some(_), _) => GOOD,
-        (None, _) => ODD,
-    };
-    paint.put(&mut line, style, view.status.as_deref().unwrap_or("-"));
+    paint.put(&mut line, style(span), view.status.as_deref().unwrap_or("-"));
     if let Some(stream) = view.stream {
         line.push(' ');
         line.push_str(stream);
@@ -46,6 +40,16 @@ pub fn line(span: &Span, color: bool) -> String {
     let _ = write!(line, " {}>{}", size(view.request_content), size(view.response_content));
     paint.put(&mut line, DIM, &whereabouts(span.kind, view.peer.as_deref(), &span.resource));
     line
+}
+
+/// How the status of a span is painted.
+pub(super) fn style(span: &Span) -> Style {
+    match (&span.view.status, span.status) {
+        (_, Status::Error) => BAD,
+        (Some(status), _) if status.starts_with(['4', '5']) => ODD,
+        (Some(_), _) => GOOD,
+        (None, _) => ODD,
+    }
 }
 
 /// An exchange that was not over at the end.
@@ -74,7 +78,7 @@ fn whereabouts(kind: Kind, peer: Option<&str>, resource: &crate::enrich::Resourc
     }
 }
 
-fn outcome(outcome: Outcome) -> Option<&'static str> {
+pub(super) fn outcome(outcome: Outcome) -> Option<&'static str> {
     match outcome {
         Outcome::Complete | Outcome::Open => None,
         Outcome::Aborted => Some("aborted"),
@@ -117,10 +121,10 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-struct Paint(bool);
+pub(super) struct Paint(pub(super) bool);
 
 impl Paint {
-    fn put(&self, line: &mut String, style: Style, text: &str) {
+    pub(super) fn put(&self, line: &mut String, style: Style, text: &str) {
         let _ = if self.0 { write!(line, "{style}{text}{style:#}") } else { write!(line, "{text}") };
     }
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     exchange::Outcome,
-    export::{json, text},
+    export::{json, text, tree::Trees},
     protocol::{Kind, Text},
     span::Span,
 };
@@ -36,8 +36,21 @@ pub enum Format {
     None,
 }
 
+/// How text is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A line for each span.
+    Lines,
+    /// Lines that are alike are told once, and then how many more there were.
+    Folded,
+    /// Whole traces.
+    Trees,
+}
+
 pub struct Printer {
-    queue: Option<SyncSender<Span>>,
+    /// With whether the span is asked for, or only the trace that it is in.
+    queue: Option<SyncSender<(Span, bool)>>,
+    trees: bool,
     thread: Option<JoinHandle<io::Result<()>>>,
     dropped: u64,
     /// Nobody reads any more.
@@ -74,11 +87,10 @@ impl Target {
 impl Printer {
     /// One that prints nothing.
     pub fn silent() -> Self {
-        Self { queue: None, thread: None, dropped: 0, closed: false }
+        Self { queue: None, trees: false, thread: None, dropped: 0, closed: false }
     }
 
-    /// `fold`: lines that are alike are told once, and then how many more there were.
-    pub fn start(target: Target, fold: bool) -> Result<Self> {
+    pub fn start(target: Target, shape: Shape) -> Result<Self> {
         let Target { format, out, color } = target;
         if format == Format::None {
             return Ok(Self::silent());
@@ -86,14 +98,16 @@ impl Printer {
         let (queue, spans) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("print".into())
-            .spawn(move || write(&spans, format, color, fold, out))
+            .spawn(move || write(&spans, format, color, shape, out))
             .context("no thread can be started")?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), ..Self::silent() })
+        let trees = shape == Shape::Trees && format == Format::Text;
+        Ok(Self { queue: Some(queue), trees, thread: Some(thread), ..Self::silent() })
     }
 
-    pub fn print(&mut self, span: Span) {
-        let Some(queue) = &self.queue else { return };
-        match queue.try_send(span) {
+    /// `asked`: somebody wants to see it; the others only stand beside those in trees.
+    pub fn print(&mut self, span: Span, asked: bool) {
+        let Some(queue) = self.queue.as_ref().filter(|_| asked || self.trees) else { return };
+        match queue.try_send((span, asked)) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => self.dropped += 1,
             Err(TrySendError::Disconnected(_)) => self.closed = true,
@@ -101,9 +115,9 @@ impl Printer {
     }
 
     /// As [`Self::print`], but waits for room.
-    pub fn print_waiting(&mut self, span: Span) {
-        if let Some(queue) = &self.queue {
-            self.closed |= queue.send(span).is_err();
+    pub fn print_waiting(&mut self, span: Span, asked: bool) {
+        if let Some(queue) = self.queue.as_ref().filter(|_| asked || self.trees) {
+            self.closed |= queue.send((span, asked)).is_err();
         }
     }
 
@@ -133,18 +147,33 @@ impl Printer {
 }
 
 fn write(
-    spans: &Receiver<Span>,
+    spans: &Receiver<(Span, bool)>,
     format: Format,
     color: bool,
-    fold: bool,
+    shape: Shape,
     out: Box<dyn Write>,
 ) -> io::Result<()> {
     let mut out = io::BufWriter::with_capacity(64 << 10, out);
     let mut flushed = Instant::now();
-    let mut folded = (fold && format == Format::Text).then(Folded::default);
+    let shape = if format == Format::Text { shape } else { Shape::Lines };
+    let mut folded = (shape == Shape::Folded).then(Folded::default);
+    let mut trees = (shape == Shape::Trees).then(Trees::default);
+    let started = Instant::now();
+    let now = || started.elapsed().as_nanos() as u64;
     loop {
+        if let Some(trees) = &mut trees {
+            while let Some(lines) = trees.poll(now(), color) {
+                for line in lines {
+                    writeln!(out, "{line}")?;
+                }
+            }
+        }
         match spans.recv_timeout(FLUSH) {
-            Ok(span) => {
+            Ok((span, asked)) if let Some(trees) = &mut trees => {
+                trees.add(span, asked, now());
+                continue;
+            }
+            Ok((span, _)) => {
                 let more = match &mut folded {
                     Some(folded) => folded.take(&span),
                     None => Fold::New(None),
@@ -165,8 +194,10 @@ fn write(
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                if let Some(before) = folded.as_mut().and_then(Folded::end) {
-                    writeln!(out, "{before}")?;
+                let before = folded.as_mut().and_then(Folded::end);
+                let left = trees.as_mut().map(|trees| trees.finish(color)).unwrap_or_default();
+                for line in before.into_iter().chain(left) {
+                    writeln!(out, "{line}")?;
                 }
                 return out.flush();
             }

@@ -31,7 +31,7 @@ use crate::{
     filter::Filter,
     pipeline::{Limits, Pipeline},
     span::Span,
-    summary::Summary,
+    summary::{Summary, edges::Edges},
 };
 
 /// How often `/proc` is gone through for processes that started meanwhile.
@@ -61,6 +61,8 @@ pub struct Outputs {
     pub filtered: u64,
     /// What the spans come to, if that is asked for.
     pub summary: Option<Summary>,
+    /// Who calls whom, if that is asked for.
+    pub edges: Option<Edges>,
 }
 
 pub struct Session {
@@ -280,7 +282,7 @@ impl Session {
         }
         let recorded = self.outputs.finish_recording();
         let filtered = self.outputs.filtered;
-        let summary = self.outputs.summary.take();
+        let (summary, edges) = (self.outputs.summary.take(), self.outputs.edges.take());
         let left = until.saturating_duration_since(Instant::now());
         let sent = self.outputs.sender.map(|sender| sender.finish(left));
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(500));
@@ -291,6 +293,7 @@ impl Session {
             spans: self.spans,
             filtered,
             summary,
+            edges,
             sent,
             unprinted,
             recorded,
@@ -384,7 +387,8 @@ impl Session {
 
     fn tick(&mut self, now: u64) -> Result<()> {
         let records = self.pipeline.ledger().records;
-        let interval = if records == self.records_at_tick { TICK_IDLE } else { TICK };
+        let still = records == self.records_at_tick && !self.pipeline.is_waiting();
+        let interval = if still { TICK_IDLE } else { TICK };
         if now.saturating_sub(self.last_tick) < interval {
             return Ok(());
         }
@@ -427,17 +431,24 @@ impl Outputs {
 
     /// Returns whether the span is one of those that are asked for.
     pub fn deliver(&mut self, span: Span) -> bool {
-        if !self.is_asked_for(&span) {
-            return false;
-        }
-        if let Some(summary) = &mut self.summary {
-            summary.add(&span);
-        }
-        if let Some(sender) = &mut self.sender {
+        let asked = self.take_notice(&span);
+        if asked && let Some(sender) = &mut self.sender {
             sender.send(&span);
         }
-        self.printer.print(span);
-        true
+        self.printer.print(span, asked);
+        asked
+    }
+
+    /// Counts it, and says whether it is asked for.
+    fn take_notice(&mut self, span: &Span) -> bool {
+        let asked = self.is_asked_for(span);
+        if asked && let Some(summary) = &mut self.summary {
+            summary.add(span);
+        }
+        if let Some(edges) = &mut self.edges {
+            edges.add(span, asked);
+        }
+        asked
     }
 
     fn is_asked_for(&mut self, span: &Span) -> bool {
@@ -448,16 +459,11 @@ impl Outputs {
 
     /// For a replay, which can wait.
     pub fn deliver_waiting(&mut self, span: Span) {
-        if !self.is_asked_for(&span) {
-            return;
-        }
-        if let Some(summary) = &mut self.summary {
-            summary.add(&span);
-        }
-        if let Some(sender) = &mut self.sender {
+        let asked = self.take_notice(&span);
+        if asked && let Some(sender) = &mut self.sender {
             sender.send_waiting(&span);
         }
-        self.printer.print_waiting(span);
+        self.printer.print_waiting(span, asked);
     }
 }
 
@@ -471,6 +477,7 @@ pub struct Finished {
     pub filtered: u64,
     /// What those that were asked for come to.
     pub summary: Option<Summary>,
+    pub edges: Option<Edges>,
     /// Where spans were sent to, and what became of them.
     pub sent: Option<(String, Sent)>,
     /// Lines that nobody read in time.

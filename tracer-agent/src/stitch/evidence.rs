@@ -52,6 +52,24 @@ pub struct Habits {
     pub(super) last_call: u64,
 }
 
+impl Habits {
+    pub(super) fn add(&mut self, other: &Habits) {
+        for (mine, theirs) in [
+            (&mut self.served, other.served),
+            (&mut self.asked, other.asked),
+            (&mut self.called, other.called),
+            (&mut self.passed_on, other.passed_on),
+        ] {
+            *mine += theirs;
+        }
+        for (mine, theirs) in self.parents.iter_mut().zip(other.parents) {
+            *mine += theirs;
+        }
+        self.threads_lost = self.threads_lost.or(other.threads_lost);
+        self.last_call = self.last_call.max(other.last_call);
+    }
+}
+
 /// What is proved of an exchange.
 pub(super) struct Decided {
     pub(super) parent: Option<Known>,

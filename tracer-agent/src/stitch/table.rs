@@ -21,8 +21,9 @@ pub(super) struct Node {
     pub(super) spot: Option<Spot>,
     /// Nobody asked: it is no parent, and has none in its process.
     pub(super) aside: bool,
-    /// It stands in the table of threads.
+    /// It stands in the table of threads, and in that of what is served under these keys.
     pub(super) on_thread: bool,
+    pub(super) listed: SmallVec<[[u8; 16]; 2]>,
     /// More requests may be the reason of it than anything will tell apart.
     pub(super) crowded: bool,
     /// The id in its head is its own.
@@ -115,6 +116,7 @@ impl Node {
             spot: begin.spot,
             aside: matches!(begin.head.noise, Some(Noise::HealthCheck(_))),
             on_thread: false,
+            listed: SmallVec::new(),
             crowded: false,
             own: None,
             other: None,
@@ -135,9 +137,17 @@ impl Node {
     }
 
     /// What it is looked for by.
-    pub(super) fn keys(&self) -> impl Iterator<Item = [u8; 16]> + use<> {
+    pub(super) fn keys(&self) -> SmallVec<[[u8; 16]; 2]> {
         let trace = self.context.map(|context| context.trace);
-        trace.into_iter().chain(self.correlation.filter(|correlation| Some(*correlation) != trace))
+        trace.into_iter().chain(self.correlation.filter(|correlation| Some(*correlation) != trace)).collect()
+    }
+
+    /// Takes what somebody else knows of it. Returns whether that is more.
+    pub(super) fn learn(&mut self, context: Option<Context>, correlation: Option<[u8; 16]>) -> bool {
+        let before = (self.context, self.correlation);
+        self.context = self.context.or(context);
+        self.correlation = self.correlation.or(correlation);
+        before != (self.context, self.correlation)
     }
 }
 
