@@ -17,6 +17,8 @@ mod selection;
 mod servers;
 #[path = "live/shapes.rs"]
 mod shapes;
+#[path = "live/stitch.rs"]
+mod stitch;
 
 use std::{
     collections::BTreeMap,

@@ -16,7 +16,7 @@ const LINKER: &str = "0.13";
 const DEBIAN_RUST: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
 /// What the live tests run, and the package that has it.
-const TEST_PROGRAMS: [(&str, &str); 14] = [
+const TEST_PROGRAMS: [(&str, &str); 15] = [
     ("cc", "gcc"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
@@ -29,6 +29,7 @@ const TEST_PROGRAMS: [(&str, &str); 14] = [
     ("nghttpd", "nghttp2-server"),
     ("tshark", "tshark"),
     ("go", "golang-go"),
+    ("javac", "default-jdk-headless"),
     ("haproxy", "haproxy"),
     ("uwsgi", "uwsgi-core"),
 ];

@@ -55,7 +55,9 @@ public class Chain {
             }
         }
         String family = options.getOrDefault("--pass", "none");
-        names = family.equals("all") ? FAMILIES.values().stream().flatMap(List::stream).toList() : FAMILIES.get(family);
+        names = family.equals("all")
+            ? FAMILIES.values().stream().flatMap(List::stream).toList()
+            : FAMILIES.get(family);
         mode = options.getOrDefault("--mode", "single");
         if (names == null || !MODES.contains(mode)) {
             throw new IllegalArgumentException("no such mode or family of headers");

@@ -39,8 +39,10 @@ const log = fs.openSync(options.log, "a");
 const told = (side, path, status) => fs.writeSync(log, `${side} ${path} ${status}\n`);
 const sleep = (duration) => new Promise((done) => setTimeout(done, duration));
 
-const passed = (request) =>
-  Object.fromEntries(names.map((name) => [name, request.headers[name.toLowerCase()]]).filter(([, value]) => value));
+function passed(request) {
+  const fields = names.map((name) => [name, request.headers[name.toLowerCase()]]);
+  return Object.fromEntries(fields.filter(([, value]) => value));
+}
 
 // The headers of one call.
 function sent(headers) {

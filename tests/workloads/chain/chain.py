@@ -149,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        service, run, path = self.server.service, self.server.run, self.path
+        service, path = self.server.service, self.path
         headers, mode = service.passed(self.headers.get), service.options.mode
         if service.fails(path):
             return self.answer(503)
@@ -161,8 +161,10 @@ class Handler(BaseHTTPRequestHandler):
             if service.options.next:
                 self.server.later(service.call, f"{path}/late", 0, headers)
             return
-        # What is parallel is not run as one.
-        status = service.calls(path, headers, self.server.parallel) if mode == "fan" else run(service.calls, path, headers)
+        if mode == "fan":
+            status = service.calls(path, headers, self.server.parallel)
+        else:
+            status = self.server.run(service.calls, path, headers)
         time.sleep(delay(path))
         self.answer(status)
 
@@ -193,7 +195,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """`run(function, *arguments)` is how calls are made, `parallel` a map of them, `later` is without waiting."""
+    """`run(function, *arguments)` makes calls, `parallel` is a map of them, `later` is after the answer."""
 
     request_queue_size = 1024
     daemon_threads = True

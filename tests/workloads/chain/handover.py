@@ -44,8 +44,9 @@ def answer(connection, path, headers):
         status = 503 if service.fails(path) else service.calls(path, headers)
         time.sleep(chain.delay(path))
         service.log.line("SERVER", path, status)
-        head = "HTTP/1.1 %d %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
-        connection.sendall((head % (status, http.client.responses[status], len(chain.BODY))).encode() + chain.BODY)
+        lines = [f"HTTP/1.1 {status} {http.client.responses[status]}"]
+        lines += [f"Content-Length: {len(chain.BODY)}", "Connection: close", "", ""]
+        connection.sendall("\r\n".join(lines).encode() + chain.BODY)
 
 
 def accept(listener):

@@ -13,7 +13,8 @@ import chain
 
 def headers_of(family):
     """Headers with new ids, and the trace id that they have."""
-    trace, span, parent, request = secrets.token_hex(16), secrets.token_hex(8), secrets.token_hex(8), uuid.uuid4()
+    trace, request = secrets.token_hex(16), uuid.uuid4()
+    span, parent = secrets.token_hex(8), secrets.token_hex(8)
     values = {
         "traceparent": f"00-{trace}-{span}-01",
         "tracestate": f"load={span}",
@@ -53,7 +54,8 @@ log = chain.Log(options.log)
 seed = secrets.token_hex(4)
 unexpected = []
 every = range(options.count)
-threads = [threading.Thread(target=work, args=(every[n :: options.concurrency],)) for n in range(options.concurrency)]
+shares = [every[n :: options.concurrency] for n in range(options.concurrency)]
+threads = [threading.Thread(target=work, args=(share,)) for share in shares]
 for thread in threads:
     thread.start()
 for thread in threads:

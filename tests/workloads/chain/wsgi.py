@@ -1,6 +1,6 @@
-"""A service of gunicorn's sync workers: CHAIN_NEXT='URL URL' CHAIN_LOG=... gunicorn -c wsgi.py wsgi:application
+"""A service of gunicorn's sync workers: gunicorn -c wsgi.py wsgi:application
 
-The options are in the environment, named as those of threads.py; CHAIN_CHILD=1 is `--child`. This is both
+The options are in the environment, CHAIN_LOG=FILE CHAIN_NEXT='URL URL'; CHAIN_CHILD=1 is `--child`. This is both
 the application and the configuration, so that what is there to listen can be told as the others tell it.
 """
 import http.client
@@ -23,6 +23,8 @@ def arguments():
 service = chain.Service(chain.options(arguments=list(arguments())))
 pool = ThreadPoolExecutor(chain.FAN)  # its threads start when they are needed, in a worker
 bind = f"127.0.0.1:{service.options.port}"
+graceful_timeout = 1  # seconds; a worker that is told to end while it starts does not hear it
+control_socket_disable = True  # which would be one file in the home folder for all services
 
 
 def when_ready(server):
@@ -55,7 +57,8 @@ def application(environment, start_response):
             status = service.calls(path, headers, pool.map)
         time.sleep(chain.delay(path))
     service.log.line("SERVER", path, status)
-    start_response(f"{status} {http.client.responses[status]}", [("Content-Length", str(len(chain.BODY)))])
+    length = ("Content-Length", str(len(chain.BODY)))
+    start_response(f"{status} {http.client.responses[status]}", [length])
     yield chain.BODY
     if mode == "late" and calling and not failing:
         service.call(f"{path}/late", 0, headers)
