@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 
 use crate::{
-    connection::stream::Marks,
+    connection::stream::{Mark, Marks},
     protocol::{Attributes, Event, RequestHead, ResponseHead, Side, Text, What},
 };
 
 /// Interim responses that one exchange remembers.
 const INTERIM_MAX: usize = 16;
 
-/// Bytes of memory for what comes to an exchange later, about: its response, and counts of messages.
-const REST: usize = 512;
+/// Bytes of memory for what comes to an exchange later, about: its response, counts of messages, its parent.
+const REST: usize = 1024;
 
 /// A request with its response, as far as they were seen.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,7 +121,8 @@ impl Exchanges {
         };
         if let What::Request(head) = event.what {
             let (process, thread) = first.map_or((0, 0), |mark| (mark.process, mark.thread));
-            let progress = Progress::start(head, process, thread, first_time, last_time);
+            let mut progress = Progress::start(head, process, thread, first_time, last_time);
+            progress.exchange.hear(marks.before(event.end));
             self.cost += progress.cost;
             let place = self.open.partition_point(|(open, _)| *open < id);
             self.open.insert(place, (id, progress));
@@ -130,8 +131,10 @@ impl Exchanges {
         let Ok(place) = self.open.binary_search_by_key(&id, |(open, _)| *open) else { return Change::None };
         let progress = &mut self.open[place].1;
         let exchange = &mut progress.exchange;
-        let movers = [first, marks.before(event.end)].into_iter().flatten();
-        exchange.handed_over |= movers.map(|mark| mark.thread).any(|thread| thread != exchange.thread);
+        if event.end > event.start {
+            exchange.hear(first);
+            exchange.hear(marks.before(event.end));
+        }
         let side = event.side;
         match event.what {
             What::Request(_) => {}
@@ -300,6 +303,11 @@ impl Progress {
 }
 
 impl Exchange {
+    /// Who moved a part of it; nobody knows of one that was lost.
+    fn hear(&mut self, mark: Option<&Mark>) {
+        self.handed_over |= mark.is_some_and(|mark| mark.thread != 0 && mark.thread != self.thread);
+    }
+
     fn messages(&mut self, side: Side) -> &mut Messages {
         &mut self.messages.get_or_insert_default()[side.index()]
     }

@@ -121,8 +121,11 @@ impl Pipeline {
         self.ledger.records += 1;
         match record {
             Record::Process(life, process) => {
-                if matches!(life, Life::Forked | Life::Executed) {
-                    self.stitch.forget_process(process.header.pid);
+                match life {
+                    Life::Exited => self.stitch.end_process(process.header.pid),
+                    Life::Forked | Life::Executed | Life::Chosen => {
+                        self.stitch.forget_process(process.header.pid);
+                    }
                 }
                 self.processes.handle_life(*life, process);
             }
@@ -266,6 +269,11 @@ impl Pipeline {
             if let State::Ignored(bucket) = tracked.state {
                 run.ledger.bytes.add(bucket, data.length.into());
                 return;
+            }
+            if direction == Direction::Received
+                && tracked.connection.ends.as_ref().is_some_and(|ends| ends.role == Role::Server)
+            {
+                run.stitch.reads(data.header.pid, data.header.thread, data.cookie);
             }
             let start = tracked.connection.start();
             let at_start = data.position <= start && data.opposite <= start;
@@ -427,6 +435,5 @@ impl Pipeline {
             }
         }
         self.waiting.remove(&cookie);
-        self.stitch.forget_connection(cookie);
     }
 }

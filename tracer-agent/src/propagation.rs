@@ -9,11 +9,13 @@ use smallvec::SmallVec;
 
 use crate::protocol::Text;
 
-/// Fields by which services pass on which request it is about, and nothing of a trace.
-pub const CORRELATION: &[&str] = &["x-request-id", "x-correlation-id"];
+/// Fields by which services pass on which request it is about, and nothing of a trace. The second is made anew
+/// for each request by some.
+pub const CORRELATION: &[&str] = &["x-correlation-id", "x-request-id"];
 
-/// Values of one head that are kept, and the longest: nobody sends more.
-const VALUES_MAX: usize = 32;
+/// Values of one head that are kept, of one field, and the longest: nobody sends more.
+const VALUES_MAX: usize = 64;
+const SAME_MAX: usize = 4;
 const VALUE_MAX: usize = 1024;
 
 /// Sampled, of the flags of W3C Trace Context.
@@ -45,8 +47,8 @@ pub struct Propagated {
     pub state: Text,
     /// What other families say, where that is something else.
     pub others: SmallVec<[Context; 1]>,
-    /// The trace that an id of the request stands for, the same wherever that id is seen.
-    pub correlation: Option<[u8; 16]>,
+    /// The traces that ids of the request stand for, the same wherever those are seen; the first counts.
+    pub correlation: SmallVec<[[u8; 16]; 1]>,
     /// Values that are none.
     pub malformed: u32,
 }
@@ -111,6 +113,7 @@ impl Reader {
     pub fn take(&mut self, name: &str, value: impl FnOnce() -> Option<Text>) {
         if let Some(header) = self.header(name)
             && self.values.len() < VALUES_MAX
+            && self.all(header).count() < SAME_MAX
             && let Some(value) = value()
         {
             // What is too long is malformed for every family.
@@ -171,8 +174,9 @@ impl Reader {
                 }
             }
         }
+        let listed = 0..self.correlation.len();
         propagated.correlation =
-            (0..self.correlation.len()).find_map(|place| correlated(self.only(Header::Correlation(place))?));
+            listed.filter_map(|place| correlated(self.only(Header::Correlation(place))?)).collect();
         (propagated != Propagated::default()).then(|| Box::new(propagated))
     }
 
@@ -239,7 +243,12 @@ impl Reader {
             let half = self.only(Header::B3Trace).or(self.only(Header::B3Span));
             return if half.is_some() { Err(()) } else { Ok(None) };
         };
-        let flags = b3_flags(self.only(Header::B3Sampled), self.only(Header::B3Flags)).ok_or(())?;
+        // A decision that nobody understands leaves the ids.
+        let sampled = self.only(Header::B3Sampled).map(|sampled| match sampled {
+            "0" | "false" | "False" => "0",
+            _ => "1",
+        });
+        let flags = b3_flags(sampled, self.only(Header::B3Flags)).ok_or(())?;
         context(b3_trace(trace), hex(span, 16..=16), flags)
     }
 
@@ -275,7 +284,7 @@ impl Reader {
         let priority = self.only(Header::DatadogPriority).and_then(|priority| priority.parse::<i32>().ok());
         Ok(Some(Context {
             trace: (u128::from(high) << 64 | u128::from(low)).to_be_bytes(),
-            span: Some(span.to_be_bytes()).filter(|_| span != 0),
+            span: (span != 0).then_some(span.to_be_bytes()),
             flags: u8::from(priority.is_none_or(|priority| priority > 0)),
         }))
     }
@@ -397,8 +406,8 @@ fn b3_trace(digits: &str) -> Option<[u8; 16]> {
 /// The decision to sample; without one, spans are taken.
 fn b3_flags(sampled: Option<&str>, debug: Option<&str>) -> Option<u8> {
     match (sampled, debug) {
-        (_, Some("1")) | (None | Some("1" | "d" | "true"), _) => Some(SAMPLED),
-        (Some("0" | "false"), _) => Some(0),
+        (_, Some("1")) | (None | Some("1" | "d"), _) => Some(SAMPLED),
+        (Some("0"), _) => Some(0),
         _ => None,
     }
 }
@@ -473,7 +482,7 @@ fn correlated(value: &str) -> Option<[u8; 16]> {
             id[6] = id[6] & 0xf | 0x40;
         }
         let zeros_or_ones = id == [0; 16] || id == [0xff; 16];
-        return Some(id).filter(|_| !zeros_or_ones);
+        return (!zeros_or_ones).then_some(id);
     }
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:+/=@|~#".contains(&byte);
     let fits = LENGTHS.contains(&value.len())

@@ -105,6 +105,11 @@ pub trait Session {
         false
     }
 
+    /// Several exchanges can be under way at once, with what they say in any order.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// What reads on where the connection switches to another protocol of the registry, with its name.
     fn successor(&mut self) -> Option<(&'static str, Box<dyn Session>)> {
         None

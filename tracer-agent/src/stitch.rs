@@ -8,7 +8,13 @@
 mod evidence;
 mod table;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use rand_chacha::{
     ChaCha8Rng,
@@ -17,7 +23,7 @@ use rand_chacha::{
 use smallvec::SmallVec;
 
 pub use self::evidence::{Evidence, Habits};
-use self::table::{Await, Done, Known, Node, Taken, Told};
+use self::table::{Await, Candidates, Done, Known, Node, Origins, Processes, Serving, Taken, Told};
 use crate::{
     connection::Spot,
     propagation::Propagated,
@@ -31,11 +37,8 @@ const MEET_WAIT: u64 = 200_000_000;
 /// How long a span waits for its parent.
 const PARENT_WAIT: u64 = 60_000_000_000;
 
-/// More candidates than these are not told from each other by anything that comes later.
-const CANDIDATES_MAX: usize = 16;
-
-/// Processes whose habits are kept.
-const PROCESSES_MAX: usize = 32768;
+/// Exchanges that are gone through to find out whether one waits for another in a circle.
+const CIRCLE_MAX: usize = 256;
 
 /// Which evidence makes a parent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,18 +50,24 @@ pub enum Parents {
     Header,
 }
 
+/// Of a connection: its other end is not traced. Known when that was waited for in vain.
+pub type Alone = Arc<AtomicBool>;
+
 /// An exchange that begins.
 pub struct Begin<'a> {
     pub kind: Kind,
     pub cookie: u64,
     pub process: u32,
     pub thread: u32,
-    /// Of the first byte.
+    /// When a server had read the head, or a client had sent the first of it.
     pub time: u64,
     pub spot: Option<Spot>,
+    pub alone: &'a Alone,
     pub head: &'a RequestHead,
     /// The process does not wait at the connection.
     pub polled: bool,
+    /// Several exchanges share the connection at once: one thread may send what another has made.
+    pub shared: bool,
 }
 
 /// How an exchange ended.
@@ -90,15 +99,16 @@ pub struct Stitch {
     last: u64,
     now: u64,
     nodes: BTreeMap<u64, Box<Node>>,
-    /// Servers' exchanges by process and trace, and by thread.
-    serving: BTreeMap<(u32, [u8; 16]), Numbers>,
+    /// Requests that are served, by their ids and by the thread.
+    serving: Serving,
     threads: BTreeMap<u32, Numbers>,
+    /// Calls by process and time.
+    calls: BTreeSet<(u32, u64, u64)>,
     /// Exchanges whose other end was not seen, by the sequence number.
     spots: BTreeMap<u32, Numbers>,
-    /// Connections of servers whose other end is not traced.
-    alone: BTreeSet<u64>,
     taken: Taken,
-    processes: BTreeMap<u32, Habits>,
+    origins: Origins,
+    processes: Processes,
     /// Until when which exchange waits, that is over itself; those of one time in the order of their ends.
     waiting: BTreeMap<(u64, u64), u64>,
     /// Exchanges that were over.
@@ -127,12 +137,13 @@ impl Stitch {
             last: 0,
             now: 0,
             nodes: BTreeMap::new(),
-            serving: BTreeMap::new(),
+            serving: Serving::default(),
             threads: BTreeMap::new(),
+            calls: BTreeSet::new(),
             spots: BTreeMap::new(),
-            alone: BTreeSet::new(),
             taken: Taken::default(),
-            processes: BTreeMap::new(),
+            origins: Origins::default(),
+            processes: Processes::default(),
             waiting: BTreeMap::new(),
             ended: 0,
             held: 0,
@@ -151,9 +162,6 @@ impl Stitch {
         self.last += 1;
         let number = self.last;
         let mut node = Box::new(Node::of(begin));
-        if let Some(propagated) = &begin.head.propagated {
-            self.links.malformed += u64::from(propagated.malformed);
-        }
         self.meet(number, &mut node);
         match begin.kind {
             Kind::Server => self.begin_server(number, &mut node, begin.polled),
@@ -163,46 +171,63 @@ impl Stitch {
         number
     }
 
+    /// A thread of a server reads from a connection.
+    pub fn reads(&mut self, process: u32, thread: u32, cookie: u64) {
+        let Some(numbers) = self.threads.get(&thread) else { return };
+        let mut nodes = numbers.iter().filter_map(|number| self.nodes.get(number));
+        if nodes.any(|node| node.cookie != cookie && node.done.is_none()) {
+            self.lose_threads(process, "a thread has several connections at once");
+        }
+    }
+
     /// The exchange is over, and this is its span.
     pub fn end(&mut self, number: u64, span: Span, head: Option<&Propagated>, end: &End) {
         self.now = self.now.max(end.time);
         let Some(node) = self.nodes.get_mut(&number) else {
-            // It was told that this one is none; whoever says otherwise is believed.
-            self.output.push_back(span);
-            return;
+            return self.put_out_unknown(span);
         };
-        // More may have come to be known of it.
-        let learns = head.is_some_and(|propagated| node.learn(propagated.context, propagated.correlation));
-        let (kind, process, thread, start) = (node.kind, node.process, node.thread, node.start);
-        let on_thread = node.on_thread;
-        if learns {
-            self.list(number);
+        if let Some(propagated) = head {
+            // What both ends say is counted once.
+            if node.kind == Kind::Client || node.other.is_none() {
+                self.links.malformed += u64::from(propagated.malformed);
+            }
+            // More may have come to be known of it.
+            if node.learn(propagated.context, &propagated.correlation) {
+                self.serving.list(number, node);
+            }
         }
-        let mut proven = false;
-        if kind == Kind::Server && on_thread {
+        let mut one_thread = !end.handed_over;
+        if !end.whole && node.kind == Kind::Server {
+            self.origins.hide(node);
+        }
+        if node.on_thread {
+            one_thread &= end.whole;
+            let (process, thread, start) = (node.process, node.thread, node.start);
             if end.handed_over {
                 self.lose_threads(process, "another thread answers than the one that read");
             } else if self.overlaps(number, thread, start, end.time) {
                 self.lose_threads(process, "a thread has several requests at once");
             }
-            proven = end.whole && self.habits(process).threads_lost.is_none();
         }
         let Some(node) = self.nodes.get_mut(&number) else { return };
-        let meets = kind == Kind::Server
+        let meets = node.kind == Kind::Server
             && node.spot.is_some()
             && node.other.is_none()
             && self.parents == Parents::Evidence
-            && !self.alone.contains(&node.cookie);
-        let last = self.now.saturating_add(PARENT_WAIT);
-        let until = if meets { self.now.saturating_add(MEET_WAIT) } else { last };
+            && !node.alone.load(Ordering::Relaxed);
         self.ended += 1;
         let order = self.ended;
-        let done = Done { end: end.time, proven, meets, until, last, order, cost: span.held(), span };
-        self.held += done.cost;
-        node.done = Some(done);
-        if self.is_ready(number) {
-            return self.release(number);
+        let last = self.now.saturating_add(PARENT_WAIT);
+        let until = if meets { self.now.saturating_add(MEET_WAIT) } else { last };
+        // Where its end was not seen, it may go on.
+        let time = if end.whole { end.time } else { u64::MAX };
+        let done = Done { end: time, one_thread, meets, until, last, order, cost: 0, span };
+        if !meets && node.waits_for_none() {
+            return self.release(number, Some(done));
         }
+        let cost = done.span.held() + size_of::<Done>();
+        self.held += cost;
+        node.done = Some(Box::new(Done { cost, ..done }));
         self.waiting.insert((until, order), number);
         while self.held > self.limit
             && let Some((_, first)) = self.waiting.first_key_value()
@@ -219,13 +244,14 @@ impl Stitch {
         }
     }
 
-    pub fn forget_connection(&mut self, cookie: u64) {
-        self.alone.remove(&cookie);
-    }
-
     /// A process has become another.
     pub fn forget_process(&mut self, process: u32) {
-        self.processes.remove(&process);
+        self.processes.forget(process);
+    }
+
+    /// A process has ended: it is kept for what is still to be told of it.
+    pub fn end_process(&mut self, process: u32) {
+        self.processes.end(process);
     }
 
     /// Nothing waits for longer than it may.
@@ -236,16 +262,15 @@ impl Stitch {
             let Some(node) = self.nodes.get_mut(&number) else { continue };
             let Some(done) = &mut node.done else { continue };
             if std::mem::take(&mut done.meets) {
-                self.alone.insert(node.cookie);
+                node.alone.store(true, Ordering::Relaxed);
             }
-            let again = done.last > now;
-            if again {
+            if done.last > now {
                 done.until = done.last;
                 self.waiting.insert((done.last, done.order), number);
-            }
-            if self.is_ready(number) {
-                self.release(number);
-            } else if !again {
+                if self.is_ready(number) {
+                    self.release(number, None);
+                }
+            } else {
                 self.hasten(number);
             }
         }
@@ -267,7 +292,7 @@ impl Stitch {
         }
         for number in &over {
             if self.is_ready(*number) {
-                self.release(*number);
+                self.release(*number, None);
             }
         }
         // None is left, unless some wait for each other.
@@ -286,11 +311,7 @@ impl Stitch {
 
     /// What is known of how processes pass things on.
     pub fn habits_of_all(&self) -> Habits {
-        let mut all = Habits::default();
-        for habits in self.processes.values() {
-            all.add(habits);
-        }
-        all
+        self.processes.all()
     }
 
     pub fn is_waiting(&self) -> bool {
@@ -308,23 +329,14 @@ impl Stitch {
 
     /// Looks for the other end of the connection.
     fn meet(&mut self, number: u64, node: &mut Node) {
-        let Some(spot) = node.spot.filter(|_| self.parents == Parents::Evidence) else { return };
+        let Some(spot) = node.spot else { return };
         let others = self.spots.entry(spot.sequence).or_default();
         let met = others.iter().position(|other| {
             self.nodes.get(other).is_some_and(|other| {
                 other.kind != node.kind && other.spot.is_some_and(|theirs| theirs.is(&spot))
             })
         });
-        let Some(met) = met else {
-            if node.kind == Kind::Server && self.alone.contains(&node.cookie) {
-                if others.is_empty() {
-                    self.spots.remove(&spot.sequence);
-                }
-                return;
-            }
-            others.push(number);
-            return;
-        };
+        let Some(met) = met else { return others.push(number) };
         let met = others.remove(met);
         if others.is_empty() {
             self.spots.remove(&spot.sequence);
@@ -332,8 +344,16 @@ impl Stitch {
         let Some(other) = self.nodes.get_mut(&met) else { return };
         (node.other, other.other) = (Some(met), Some(number));
         // Both ends saw the same bytes, but not always all of them.
-        node.learn(other.context, other.correlation);
-        let learns = other.learn(node.context, node.correlation);
+        node.learn(other.context, &other.correlation);
+        if other.learn(node.context, &node.correlation) {
+            self.serving.list(met, other);
+        }
+        for end in [&node.alone, &other.alone] {
+            end.store(false, Ordering::Relaxed);
+        }
+        if self.parents == Parents::Header {
+            return;
+        }
         match node.kind {
             Kind::Server => {
                 node.awaits.push(Await::of(met, Evidence::Connection));
@@ -347,26 +367,6 @@ impl Stitch {
                 node.wanted_by.push(met);
             }
         }
-        for cookie in [node.cookie, other.cookie] {
-            self.alone.remove(&cookie);
-        }
-        if learns {
-            self.list(met);
-        }
-    }
-
-    /// Puts a request that is served where calls look for it.
-    fn list(&mut self, number: u64) {
-        let Some(node) = self.nodes.get_mut(&number) else { return };
-        if node.kind == Kind::Client || node.aside {
-            return;
-        }
-        for key in node.keys() {
-            if !node.listed.contains(&key) {
-                node.listed.push(key);
-                self.serving.entry((node.process, key)).or_default().push(number);
-            }
-        }
     }
 
     fn begin_server(&mut self, number: u64, node: &mut Node, polled: bool) {
@@ -374,77 +374,92 @@ impl Stitch {
         if let Some((trace, span)) = node.header() {
             self.taken.note(trace, span, number);
         }
-        if polled {
-            self.lose_threads(process, "its sockets do not wait");
-        }
-        let parents = self.parents;
-        let habits = self.habits(process);
+        let habits = self.processes.get(process);
         habits.served += 1;
-        habits.asked += u64::from(node.context.is_some() || node.correlation.is_some());
-        let by_thread = habits.threads_lost.is_none() && parents == Parents::Evidence;
-        let may_be_late = habits.last_call >= time;
-        if by_thread {
+        habits.asked += u64::from(node.context.is_some() || !node.correlation.is_empty());
+        if polled {
+            habits.threads_lost.get_or_insert("its sockets do not wait");
+        } else if habits.threads_lost.is_none() && self.parents == Parents::Evidence {
             node.on_thread = true;
             self.threads.entry(thread).or_default().push(number);
         }
         if node.aside {
             return;
         }
-        for key in node.keys() {
-            self.serving.entry((process, key)).or_default().push(number);
-            node.listed.push(key);
-        }
-        if may_be_late {
-            // Calls that were read before it, though they were made after it.
-            let late: Vec<u64> = self
-                .nodes
-                .iter()
-                .filter(|(_, call)| {
-                    call.kind == Kind::Client && call.process == process && call.start >= time && !call.aside
-                })
-                .map(|(call, _)| *call)
-                .collect();
-            for call in late {
-                if let Some(call_node) = self.nodes.get_mut(&call)
-                    && node.other != Some(call)
-                    && let Some(awaited) =
-                        call_node.may_come_of(number, node).or(call_node.may_be_made_by(number, node))
-                {
-                    call_node.awaits.push(awaited);
-                    node.wanted_by.push(call);
-                }
+        self.origins.note(
+            number,
+            node,
+            node.other.and_then(|other| self.nodes.get(&other)).map(|other| &**other),
+        );
+        // Calls that were read before it, though they were made after it.
+        let late = (process, time, 0)..=(process, u64::MAX, u64::MAX);
+        let calls_late = habits.calls_late;
+        let late: Vec<u64> = match habits.last_call >= time && time > 0 {
+            true => self.calls.range(late).map(|(_, _, call)| *call).collect(),
+            false => Vec::new(),
+        };
+        self.serving.list(number, node);
+        for call in late {
+            if node.other == Some(call)
+                || node.awaits.iter().any(|awaited| self.leads_to(awaited.number, call))
+            {
+                continue;
+            }
+            let Some(call_node) = self.nodes.get_mut(&call).filter(|call| !call.aside) else { continue };
+            let by_ids = self.origins.tell(call_node, number, node);
+            if let Some(awaited) = by_ids.or(call_node.may_be_made_by(number, node)) {
+                // It has passed on what it was told: the id is not its own.
+                call_node.own = call_node.own.filter(|_| !awaited.same);
+                call_node.doubtful |= calls_late;
+                call_node.add(awaited);
+                node.wanted_by.push(call);
             }
         }
     }
 
     fn begin_client(&mut self, number: u64, node: &mut Node) {
         let (process, time) = (node.process, node.start);
+        let Candidates { found, crowded, former, hidden } =
+            if node.aside { Candidates::default() } else { self.candidates(number, node) };
+        self.origins.note(
+            number,
+            node,
+            node.other.and_then(|other| self.nodes.get(&other)).map(|other| &**other),
+        );
         if let Some((trace, span)) = node.header() {
             // Fresh ids are its own: the one that it calls names them as its parent.
-            if self.taken.take(trace, span, number, node.other) {
-                node.own = Some(span);
-            }
+            let fresh = self.taken.take(trace, span, number, node.other);
+            let forwarded = found.iter().any(|candidate| candidate.same);
+            node.own = (fresh && !forwarded).then_some(span);
         }
-        let mut candidates = if node.aside { Vec::new() } else { self.candidates(node) };
         let (by_thread, by_ids): (Vec<&Await>, Vec<&Await>) =
-            candidates.iter().partition(|candidate| candidate.evidence == Evidence::Thread);
-        let same = |one: &&Await| by_thread.iter().any(|other| other.number == one.number);
-        let strange = !by_ids.is_empty() && !by_thread.is_empty() && !by_ids.iter().any(same);
-        let (by_ids, crowded) = (!by_ids.is_empty(), by_ids.len() > CANDIDATES_MAX);
-        if strange {
-            self.lose_threads(process, "a thread works for a request that it did not read");
-        }
-        if crowded {
-            node.crowded = true;
-            candidates.clear();
-        }
-        let habits = self.habits(process);
+            found.iter().partition(|candidate| candidate.evidence == Evidence::Thread);
+        let read_it = |one: &&Await| by_thread.iter().any(|other| other.number == one.number);
+        let strange = !by_ids.is_empty() && !by_thread.is_empty() && !by_ids.iter().any(read_it);
+        let by_ids = !by_ids.is_empty() || crowded;
+        let habits = self.processes.get(process);
+        habits.calls_late |= former && !by_ids;
+        node.doubtful = by_ids && (hidden || former && habits.calls_late);
         habits.called += 1;
         habits.passed_on += u64::from(by_ids);
         habits.last_call = habits.last_call.max(time);
-        for candidate in candidates {
+        if strange && !crowded {
+            habits.threads_lost.get_or_insert("a thread works for a request that it did not read");
+        }
+        self.calls.insert((process, time, number));
+        node.crowded = crowded;
+        for candidate in found.into_iter().filter(|_| !crowded) {
             if let Some(server) = self.nodes.get_mut(&candidate.number) {
                 server.wanted_by.push(number);
+                if server.wanted_by.len() > server.wanted_most {
+                    // Most of those are gone, where a request goes on for long.
+                    let mut wanted_by = std::mem::take(&mut server.wanted_by);
+                    wanted_by.retain(|call| *call == number || self.nodes.contains_key(call));
+                    if let Some(server) = self.nodes.get_mut(&candidate.number) {
+                        server.wanted_most = (2 * wanted_by.len()).max(server.wanted_most);
+                        server.wanted_by = wanted_by;
+                    }
+                }
                 node.awaits.push(candidate);
             }
         }
@@ -452,27 +467,44 @@ impl Stitch {
 
     /// Requests that the process was busy with when it made this call, and that may be why: by their ids, and
     /// by the thread.
-    fn candidates(&self, call: &Node) -> Vec<Await> {
-        let busy = |number: &u64| {
-            let server = self.nodes.get(number)?;
+    fn candidates(&self, number: u64, call: &Node) -> Candidates {
+        let busy = |server_number: u64| {
+            let server = self.nodes.get(&server_number)?;
             let over = server.done.as_ref().is_some_and(|done| done.end < call.start);
-            (server.start <= call.start && !over && call.other != Some(*number)).then_some(&**server)
+            let here = server.process == call.process && server.start <= call.start && !over;
+            // What is served because of this call is no reason for it.
+            let follows = call.other == Some(server_number)
+                || server.awaits.iter().any(|awaited| self.leads_to(awaited.number, number));
+            (here && !follows).then_some(&**server)
         };
-        let mut numbers = Numbers::new();
-        for key in call.keys() {
-            numbers.extend(self.serving.get(&(call.process, key)).into_iter().flatten().copied());
+        let mut candidates = self.serving.candidates(call, &self.origins, busy);
+        if self.origins.are_made_here(call) {
+            // What came back with them was not told them first.
+            candidates.found.iter_mut().for_each(|candidate| candidate.same = false);
         }
-        numbers.sort_unstable();
-        numbers.dedup();
-        let mut found: Vec<Await> =
-            numbers.iter().filter_map(|number| call.may_come_of(*number, busy(number)?)).collect();
-        // One that has passed on unchanged what only it was told.
-        if found.iter().any(|candidate| candidate.same) {
-            found.retain(|candidate| candidate.same);
+        for thread in self.threads.get(&call.thread).into_iter().flatten() {
+            candidates.found.extend(busy(*thread).and_then(|server| call.may_be_made_by(*thread, server)));
         }
-        let threads = self.threads.get(&call.thread).into_iter().flatten();
-        found.extend(threads.filter_map(|number| call.may_be_made_by(*number, busy(number)?)));
-        found
+        candidates
+    }
+
+    /// Whether one exchange waits, perhaps by way of others, for another.
+    fn leads_to(&self, from: u64, to: u64) -> bool {
+        let mut seen = Numbers::from_slice(&[from]);
+        let mut next = 0;
+        while let Some(number) = seen.get(next).copied() {
+            next += 1;
+            if number == to || next > CIRCLE_MAX {
+                return true;
+            }
+            let awaits = self.nodes.get(&number).map(|node| &node.awaits[..]).unwrap_or_default();
+            for awaited in awaits {
+                if !seen.contains(&awaited.number) {
+                    seen.push(awaited.number);
+                }
+            }
+        }
+        false
     }
 
     /// Whether the thread had another request between these times.
@@ -484,59 +516,67 @@ impl Stitch {
     }
 
     fn lose_threads(&mut self, process: u32, why: &'static str) {
-        self.habits(process).threads_lost.get_or_insert(why);
-    }
-
-    fn habits(&mut self, process: u32) -> &mut Habits {
-        if self.processes.len() >= PROCESSES_MAX && !self.processes.contains_key(&process) {
-            self.processes.pop_first();
-        }
-        self.processes.entry(process).or_default()
+        self.processes.get(process).threads_lost.get_or_insert(why);
     }
 
     fn is_ready(&self, number: u64) -> bool {
-        self.nodes.get(&number).is_some_and(|node| {
-            node.done.as_ref().is_some_and(|done| !done.meets)
-                && node.awaits.iter().all(|awaited| !matches!(awaited.told, Told::Open))
-        })
+        self.nodes
+            .get(&number)
+            .is_some_and(|node| node.done.as_ref().is_some_and(|done| !done.meets) && node.waits_for_none())
     }
 
-    /// It goes out with what is proved by now.
+    /// It goes out with what is proved by now. What it waits for goes first, if that is over itself.
     fn hasten(&mut self, number: u64) {
-        let Some(node) = self.nodes.get_mut(&number) else { return };
-        let Some(done) = &mut node.done else { return };
-        done.meets = false;
-        for awaited in &mut node.awaits {
-            if matches!(awaited.told, Told::Open) {
-                awaited.told = Told::Gone;
+        let (mut path, mut seen) = (vec![number], BTreeSet::from([number]));
+        while let Some(number) = path.last().copied() {
+            let awaits = self.nodes.get(&number).map(|node| &node.awaits[..]).unwrap_or_default();
+            let is_over = |number: &u64| self.nodes.get(number).is_some_and(|node| node.done.is_some());
+            let blocks = awaits.iter().filter(|awaited| matches!(awaited.told, Told::Open));
+            let blocks =
+                blocks.map(|awaited| awaited.number).find(|other| !seen.contains(other) && is_over(other));
+            if let Some(blocks) = blocks {
+                seen.insert(blocks);
+                path.push(blocks);
+                continue;
             }
+            path.pop();
+            let Some(node) = self.nodes.get_mut(&number) else { continue };
+            let Some(done) = &mut node.done else { continue };
+            done.meets = false;
+            let open = node.awaits.iter_mut().filter(|awaited| matches!(awaited.told, Told::Open));
+            let open = open.map(|awaited| awaited.told = Told::Gone).count();
+            self.links.hasty += u64::from(open > 0);
+            self.release(number, None);
         }
-        self.links.hasty += 1;
-        self.release(number);
     }
 
-    /// Lets a span go, and those that waited for it alone.
-    fn release(&mut self, number: u64) {
-        let mut ready = vec![number];
+    /// Lets a span go, and those that waited for it alone. `done`: what it came to, where nobody has that yet.
+    fn release(&mut self, number: u64, done: Option<Done>) {
+        let mut ready = Numbers::new();
+        self.release_one(number, done, &mut ready);
         while let Some(number) = ready.pop() {
-            let Some(mut node) = self.nodes.remove(&number) else { continue };
-            self.leave(number, &node);
-            let Some(done) = node.done.take() else { continue };
-            let known = self.put_out(&node, done);
-            self.settle(number, &node.wanted_by, Told::Known(known), &mut ready);
+            self.release_one(number, None, &mut ready);
         }
+    }
+
+    fn release_one(&mut self, number: u64, done: Option<Done>, ready: &mut Numbers) {
+        let Some(mut node) = self.nodes.remove(&number) else { return };
+        self.leave(number, &node);
+        let Some(done) = done.or(node.done.take().map(|done| *done)) else { return };
+        let known = self.put_out(&node, done);
+        self.settle(number, &node.wanted_by, Told::Known(known), ready);
     }
 
     fn tell(&mut self, number: u64, wanted_by: &[u64], told: Told) {
-        let mut ready = Vec::new();
+        let mut ready = Numbers::new();
         self.settle(number, wanted_by, told, &mut ready);
-        for number in ready {
-            self.release(number);
+        while let Some(number) = ready.pop() {
+            self.release(number, None);
         }
     }
 
     /// What became of an exchange, for those that wait for it; those that wait for nothing else are ready.
-    fn settle(&mut self, number: u64, wanted_by: &[u64], told: Told, ready: &mut Vec<u64>) {
+    fn settle(&mut self, number: u64, wanted_by: &[u64], told: Told, ready: &mut Numbers) {
         // The last comes out first: they go in their order.
         for waiter in wanted_by.iter().rev() {
             let Some(node) = self.nodes.get_mut(waiter) else { continue };
@@ -551,7 +591,7 @@ impl Stitch {
 
     /// Takes an exchange out of all tables.
     fn leave(&mut self, number: u64, node: &Node) {
-        fn remove<K: Ord>(table: &mut BTreeMap<K, Numbers>, key: K, number: u64) {
+        fn remove(table: &mut BTreeMap<u32, Numbers>, key: u32, number: u64) {
             if let Some(numbers) = table.get_mut(&key) {
                 numbers.retain(|other| *other != number);
                 if numbers.is_empty() {
@@ -559,8 +599,11 @@ impl Stitch {
                 }
             }
         }
-        for key in &node.listed {
-            remove(&mut self.serving, (node.process, *key), number);
+        match node.kind {
+            Kind::Server => self.serving.leave(number, node),
+            Kind::Client => {
+                self.calls.remove(&(node.process, node.start, number));
+            }
         }
         if node.on_thread {
             remove(&mut self.threads, node.thread, number);
@@ -576,26 +619,32 @@ impl Stitch {
 
     /// Gives a span its ids and its parent.
     fn put_out(&mut self, node: &Node, done: Done) -> Known {
-        let threads = self.processes.get(&node.process).is_none_or(|habits| habits.threads_lost.is_none());
-        let decided = node.decide(threads);
+        let habits = self.processes.get(node.process);
+        let decided = node.decide(habits.threads_lost.is_none() && done.one_thread);
+        habits.parents[decided.evidence as usize] += 1;
+        let proven = node.on_thread && done.one_thread && habits.threads_lost.is_none();
+        self.links.parents[decided.evidence as usize] += 1;
+        self.links.ambiguous += u64::from(decided.ambiguous);
         let trace = decided.parent.map(|parent| parent.trace).or(node.trace());
         let trace = trace.unwrap_or_else(|| random(&mut self.ids));
         let id = node.own.unwrap_or_else(|| random(&mut self.ids));
         let flags =
             node.context.map_or(decided.parent.map_or(1, |parent| parent.flags), |context| context.flags);
-        let known = Known { trace, id, flags, start: node.start, end: done.end, proven: done.proven };
         let mut span = done.span;
-        span.trace = trace;
-        span.id = id;
-        span.trace_flags = flags;
+        (span.trace, span.id, span.trace_flags) = (trace, id, flags);
         span.parent = decided.parent.map(|parent| parent.id);
         span.links.extend(decided.links.into_iter().map(|known| Link { trace: known.trace, span: known.id }));
         span.attributes.push(Attribute::word("tracer.parent.evidence", decided.evidence.name()));
-        self.links.parents[decided.evidence as usize] += 1;
-        self.links.ambiguous += u64::from(decided.ambiguous);
-        self.habits(node.process).parents[decided.evidence as usize] += 1;
         self.output.push_back(span);
-        known
+        Known { trace, id, flags, start: node.start, end: done.end, proven }
+    }
+
+    /// Nothing is known of its beginning: a root.
+    fn put_out_unknown(&mut self, mut span: Span) {
+        (span.trace, span.id, span.trace_flags) = (random(&mut self.ids), random(&mut self.ids), 1);
+        span.attributes.push(Attribute::word("tracer.parent.evidence", Evidence::None.name()));
+        self.links.parents[Evidence::None as usize] += 1;
+        self.output.push_back(span);
     }
 }
 

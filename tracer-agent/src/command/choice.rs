@@ -139,7 +139,13 @@ fn header(name: &str) -> Result<String, String> {
     if name.is_empty() || !name.bytes().all(token) {
         return Err(format!("`{name}` is no name of a header"));
     }
-    Ok(name.to_ascii_lowercase())
+    const OTHERS: [&str; 6] =
+        ["host", "user-agent", "content-type", "content-length", "transfer-encoding", "upgrade"];
+    let name = name.to_ascii_lowercase();
+    if OTHERS.contains(&&*name) || name.starts_with("grpc-") {
+        return Err(format!("`{name}` says something else than which request it is"));
+    }
+    Ok(name)
 }
 
 fn names() -> impl Iterator<Item = &'static str> {

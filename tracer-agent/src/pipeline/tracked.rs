@@ -17,7 +17,7 @@ use crate::{
     protocol::{Class, Event, Input, Kind, Progress, Session, Shown, Side, What},
     span::Spans,
     stats::{self, Bucket, Ledger, Tally, Verdict},
-    stitch::{Begin, End, Stitch},
+    stitch::{Alone, Begin, End, Stitch},
 };
 
 /// Bytes that one connection may hold.
@@ -33,6 +33,8 @@ const QUIET_MIN: u64 = 64 * 1024;
 #[derive(Default)]
 pub(super) struct Tracked {
     pub(super) cookie: u64,
+    /// Nobody is traced at its other end.
+    alone: Alone,
     pub(super) connection: Connection,
     pub(super) state: State,
     pub(super) exchanges: Exchanges,
@@ -105,7 +107,6 @@ impl Run<'_> {
         let number = exchange.number;
         if exchange.request.noise == Some(Noise::Export) {
             self.ledger.exports += 1;
-            self.stitch.forget(number);
             return;
         }
         let kind = kind(spoken.requests);
@@ -121,27 +122,6 @@ impl Run<'_> {
         };
         let (span, propagated) = self.spans.make(exchange, kind, ends, resource);
         self.stitch.end(number, span, propagated.as_deref(), &end);
-    }
-
-    /// `start` is where the request does.
-    fn begin(
-        &mut self,
-        exchange: &mut Exchange,
-        start: u64,
-        connection: &Connection,
-        spoken: Spoken,
-        cookie: u64,
-    ) {
-        exchange.number = self.stitch.begin(&Begin {
-            kind: kind(spoken.requests),
-            cookie,
-            process: exchange.process,
-            thread: exchange.thread,
-            time: exchange.request_start,
-            spot: connection.spot(spoken.requests, start),
-            head: &exchange.request,
-            polled: connection.polled,
-        });
     }
 
     pub(super) fn report_open(&mut self, tracked: &Tracked, now: u64) {
@@ -339,7 +319,28 @@ impl Tracked {
         let start = event.start;
         match self.exchanges.handle_event(event, marks) {
             Change::None => {}
-            Change::Began(exchange) => run.begin(exchange, start, &self.connection, spoken, self.cookie),
+            // Exports make no spans.
+            Change::Began(exchange) if exchange.request.noise == Some(Noise::Export) => {}
+            Change::Began(exchange) => {
+                let shared = matches!(&self.state, State::Speaking(speaking) if speaking.session.is_shared());
+                let head = &exchange.request;
+                exchange.number = run.stitch.begin(&Begin {
+                    kind: kind(spoken.requests),
+                    cookie: self.cookie,
+                    process: exchange.process,
+                    thread: exchange.thread,
+                    // Nobody works for a request before its head was read.
+                    time: match kind(spoken.requests) {
+                        Kind::Server => exchange.request_end,
+                        Kind::Client => exchange.request_start,
+                    },
+                    spot: self.connection.spot(spoken.requests, start),
+                    alone: &self.alone,
+                    head,
+                    polled: self.connection.polled,
+                    shared,
+                });
+            }
             Change::Ended(exchange) => run.emit(exchange, &self.connection, spoken),
         }
         run.ledger.orphans += std::mem::take(&mut self.exchanges.orphans);

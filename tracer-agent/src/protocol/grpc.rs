@@ -105,7 +105,7 @@ pub(super) fn request(asked: &Asked<'_>, timeout: Option<&str>) -> RequestHead {
         target: path.map_or(Text::new_static(UNSEEN), |path| text(path.as_bytes())),
         protocol: NAME,
         attributes,
-        propagated: asked.propagated.clone(),
+        propagated: None,
         noise,
         vague: false,
     }

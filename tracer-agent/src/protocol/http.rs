@@ -4,10 +4,7 @@ use smallvec::smallvec;
 use smol_str::format_smolstr;
 
 use super::{Attribute, Attributes, Kind, RequestHead, ResponseHead, Text};
-use crate::{
-    noise::{self, Noise},
-    propagation::Propagated,
-};
+use crate::noise::{self, Noise};
 
 /// Methods that keep their name in `http.request.method` (semantic conventions, HTTP).
 pub(super) const METHODS: [&str; 10] =
@@ -32,7 +29,6 @@ pub(super) struct Asked<'a> {
     pub(super) host: Option<&'a str>,
     pub(super) version: &'static str,
     pub(super) user_agent: Option<Text>,
-    pub(super) propagated: Option<Box<Propagated>>,
     /// What the reader of the head has to add.
     pub(super) notes: Attributes,
 }
@@ -125,14 +121,13 @@ pub(super) fn request(asked: &Asked<'_>, kind: Kind) -> RequestHead {
         }
     }
     let name = known.unwrap_or(Text::new_static("HTTP"));
-    let propagated = asked.propagated.clone();
     RequestHead {
         name,
         operation,
         target: shown,
         protocol: NAME,
         attributes,
-        propagated,
+        propagated: None,
         noise,
         vague: false,
     }

@@ -219,6 +219,10 @@ impl Session for Dialogue {
         self.bulk && !self.calls
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn is_certain(&self) -> bool {
         self.sides.iter().all(|reader| reader.spoke)
     }

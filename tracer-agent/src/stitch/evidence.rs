@@ -48,6 +48,8 @@ pub struct Habits {
     pub parents: [u64; Evidence::ALL.len()],
     /// Why its threads are no evidence.
     pub threads_lost: Option<&'static str>,
+    /// It makes requests with the ids of one that it has answered before.
+    pub(super) calls_late: bool,
     /// When it made the last request.
     pub(super) last_call: u64,
 }
@@ -66,6 +68,7 @@ impl Habits {
             *mine += theirs;
         }
         self.threads_lost = self.threads_lost.or(other.threads_lost);
+        self.calls_late |= other.calls_late;
         self.last_call = self.last_call.max(other.last_call);
     }
 }
@@ -136,13 +139,15 @@ impl Node {
                 class.retain(|awaited| awaited.same);
             }
             let busy: SmallVec<[Told; 2]> = class.into_iter().map(|awaited| awaited.told).collect();
-            if let [told] = busy[..] {
+            if let [told] = busy[..]
+                && !self.doubtful
+            {
                 return match told.known().filter(|known| self.fits(known)) {
                     Some(known) => Decided::child(known, evidence),
                     None => Decided { links: told.known().into_iter().collect(), ..Decided::root() },
                 };
             }
-            if busy.len() > 1 {
+            if !busy.is_empty() {
                 // The thread can tell which of them it is.
                 let on_thread = self.on_thread(threads).filter(|known| {
                     self.fits(known)
@@ -178,23 +183,33 @@ impl Node {
 
     /// Whether it can be of the same trace.
     fn fits(&self, parent: &Known) -> bool {
-        self.context.is_none_or(|context| context.trace == parent.trace)
+        self.context.is_none_or(|context| is_one_trace(context.trace, parent.trace))
     }
 
-    /// What this call waits for if `server`, a request that its process was busy with, may be its reason.
-    pub(super) fn may_come_of(&self, number: u64, server: &Node) -> Option<Await> {
-        let same = |one: Option<[u8; 16]>, other: Option<[u8; 16]>| one.is_some() && one == other;
-        let [ours, theirs] = [self, server].map(|node| node.context.map(|context| context.trace));
-        let told_the_same = self.header().is_some() && self.header() == server.header();
-        if same(ours, theirs) {
-            return Some(Await { same: told_the_same, ..Await::of(number, Evidence::Header) });
-        }
-        same(self.correlation, server.correlation).then(|| Await::of(number, Evidence::Correlation))
+    /// What this call waits for if `server`, a request that its process was busy with, may be its reason by
+    /// their trace.
+    pub(super) fn may_be_of_trace(&self, number: u64, server: &Node) -> Option<Await> {
+        let (Some(ours), Some(theirs)) = (self.context, server.context) else { return None };
+        let same = self.header().is_some() && self.header() == server.header();
+        is_one_trace(ours.trace, theirs.trace).then(|| Await { same, ..Await::of(number, Evidence::Header) })
+    }
+
+    /// The same by an id of the request.
+    pub(super) fn may_be_of_request(&self, number: u64, server: &Node) -> Option<Await> {
+        let shared = self.correlation.iter().any(|id| server.correlation.contains(id));
+        shared.then(|| Await::of(number, Evidence::Correlation))
     }
 
     /// The same by the thread.
     pub(super) fn may_be_made_by(&self, number: u64, server: &Node) -> Option<Await> {
-        let same = server.on_thread && !server.aside && self.thread == server.thread;
-        (same && self.process == server.process).then(|| Await::of(number, Evidence::Thread))
+        let same = self.thread == server.thread && self.process == server.process;
+        let tells = server.on_thread && !server.aside && !self.shared;
+        (same && tells).then(|| Await::of(number, Evidence::Thread))
     }
+}
+
+/// Whether both ids are of one trace, where some know its lower half alone.
+fn is_one_trace(one: [u8; 16], other: [u8; 16]) -> bool {
+    let [one, other] = [one, other].map(u128::from_be_bytes);
+    one == other || one as u64 == other as u64 && (one >> 64 == 0 || other >> 64 == 0)
 }

@@ -299,7 +299,6 @@ fn request_from(
         host: host.as_deref(),
         version: if version == 0 { "1.0" } else { "1.1" },
         user_agent: fields.user_agent.map(http::text),
-        propagated: fields.propagation.read(),
         notes,
     };
     let call = fields.content_type.and_then(grpc::Flavor::of).filter(|flavor| flavor.is_web());
@@ -307,6 +306,7 @@ fn request_from(
         Some(_) => grpc::request(&asked, None),
         None => http::request(&asked, kind),
     };
+    let head = RequestHead { propagated: fields.propagation.read(), ..head };
     let method = match method {
         "HEAD" => Method::Head,
         "CONNECT" => Method::Connect,

@@ -122,14 +122,13 @@ impl Fields {
             target,
             version: "2",
             user_agent: self.user_agent.clone(),
-            propagated: self.propagation.read(),
             notes: self.missing.map(captured).into_iter().collect(),
         };
         let head = match is_call {
             true => grpc::request(&asked, self.timeout.as_deref()),
             false => http::request(&asked, kind),
         };
-        RequestHead { vague: self.missing.is_some(), ..head }
+        RequestHead { vague: self.missing.is_some(), propagated: self.propagation.read(), ..head }
     }
 
     /// The last head of a response; `tells`: the exchange does not say yet that something of it is missing.
