@@ -4,6 +4,8 @@
 mod encoder;
 #[path = "properties/http2.rs"]
 mod http2;
+#[path = "properties/stitch.rs"]
+mod stitch;
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 use serde_json::Value;
