@@ -330,13 +330,21 @@ impl Stitch {
     /// Looks for the other end of the connection.
     fn meet(&mut self, number: u64, node: &mut Node) {
         let Some(spot) = node.spot else { return };
+        // Where nobody calls, nobody will look for the one that is called.
+        let nobody = self.calls.is_empty() && node.alone.load(Ordering::Relaxed);
+        if node.kind == Kind::Server && nobody {
+            return;
+        }
         let others = self.spots.entry(spot.sequence).or_default();
         let met = others.iter().position(|other| {
             self.nodes.get(other).is_some_and(|other| {
                 other.kind != node.kind && other.spot.is_some_and(|theirs| theirs.is(&spot))
             })
         });
-        let Some(met) = met else { return others.push(number) };
+        let Some(met) = met else {
+            node.looks = true;
+            return others.push(number);
+        };
         let met = others.remove(met);
         if others.is_empty() {
             self.spots.remove(&spot.sequence);
@@ -608,7 +616,7 @@ impl Stitch {
         if node.on_thread {
             remove(&mut self.threads, node.thread, number);
         }
-        if let Some(spot) = node.spot.filter(|_| node.other.is_none()) {
+        if let Some(spot) = node.spot.filter(|_| node.looks && node.other.is_none()) {
             remove(&mut self.spots, spot.sequence, number);
         }
         if let Some(done) = &node.done {

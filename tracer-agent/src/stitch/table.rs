@@ -31,6 +31,8 @@ pub(super) struct Node {
     pub(super) context: Option<Context>,
     pub(super) correlation: SmallVec<[[u8; 16]; 1]>,
     pub(super) spot: Option<Spot>,
+    /// It stands where its other end looks for it.
+    pub(super) looks: bool,
     pub(super) alone: Alone,
     /// Nobody asked: it is no parent, and has none in its process.
     pub(super) aside: bool,
@@ -134,6 +136,7 @@ impl Node {
             context: propagated.and_then(|propagated| propagated.context),
             correlation: propagated.map(|propagated| propagated.correlation.clone()).unwrap_or_default(),
             spot: begin.spot,
+            looks: false,
             alone: begin.alone.clone(),
             aside: matches!(begin.head.noise, Some(Noise::HealthCheck(_))),
             shared: begin.shared,
