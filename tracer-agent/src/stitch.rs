@@ -157,8 +157,11 @@ impl Stitch {
         self.ids = ChaCha8Rng::from_seed(seed);
     }
 
-    /// The first head of an exchange was read. Returns its number.
+    /// The first head of an exchange was read. Returns its number; 0 for one that nothing can have to do with.
     pub fn begin(&mut self, begin: &Begin<'_>) -> u64 {
+        if self.is_by_itself(begin) {
+            return 0;
+        }
         self.last += 1;
         let number = self.last;
         let mut node = Box::new(Node::of(begin));
@@ -169,6 +172,19 @@ impl Stitch {
         }
         self.nodes.insert(number, node);
         number
+    }
+
+    /// A request without ids, of a server whose threads are no evidence, from where nobody is traced: it has no
+    /// parent, and is none.
+    fn is_by_itself(&mut self, begin: &Begin<'_>) -> bool {
+        let nobody = begin.spot.is_none() || self.calls.is_empty() && begin.alone.load(Ordering::Relaxed);
+        if begin.kind == Kind::Client || !nobody || begin.head.propagated.is_some() {
+            return false;
+        }
+        let habits = self.processes.get(begin.process);
+        let by_itself = habits.threads_lost.is_some() || self.parents == Parents::Header;
+        habits.served += u64::from(by_itself);
+        by_itself
     }
 
     /// A thread of a server reads from a connection.
@@ -182,10 +198,10 @@ impl Stitch {
 
     /// The exchange is over, and this is its span.
     pub fn end(&mut self, number: u64, span: Span, head: Option<&Propagated>, end: &End) {
-        self.now = self.now.max(end.time);
         let Some(node) = self.nodes.get_mut(&number) else {
-            return self.put_out_unknown(span);
+            return self.put_out_root(span);
         };
+        self.now = self.now.max(end.time);
         if let Some(propagated) = head {
             // What both ends say is counted once.
             if node.kind == Kind::Client || node.other.is_none() {
@@ -647,11 +663,12 @@ impl Stitch {
         Known { trace, id, flags, start: node.start, end: done.end, proven }
     }
 
-    /// Nothing is known of its beginning: a root.
-    fn put_out_unknown(&mut self, mut span: Span) {
+    /// One that is by itself.
+    fn put_out_root(&mut self, mut span: Span) {
         (span.trace, span.id, span.trace_flags) = (random(&mut self.ids), random(&mut self.ids), 1);
         span.attributes.push(Attribute::word("tracer.parent.evidence", Evidence::None.name()));
         self.links.parents[Evidence::None as usize] += 1;
+        self.processes.get(span.resource.process).parents[Evidence::None as usize] += 1;
         self.output.push_back(span);
     }
 }

@@ -264,7 +264,7 @@ impl Service {
 
     async fn cron(self: Arc<Self>, period: Duration) {
         let mut ticks = time::interval_at(time::Instant::now() + period, period);
-        for number in 0.. {
+        for number in 0..u64::MAX {
             ticks.tick().await;
             self.call(format!("/cron/{}/{number}", self.options.name), 0, &HeaderMap::new()).await;
         }

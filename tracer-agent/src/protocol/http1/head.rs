@@ -278,7 +278,7 @@ fn request_from(
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Err(HeadError::Malformed("a head without a start line"));
     };
-    let fields = Fields::of(request.headers, shown.correlation);
+    let fields = Fields::of(request.headers, Some(shown.correlation));
     let framing = match fields.length {
         _ if hidden => Framing::Broken,
         _ if fields.chunked => Framing::Chunked,
@@ -323,7 +323,7 @@ fn response_from(
     let Some(status) = response.code else {
         return Err(HeadError::Malformed("a head without a status"));
     };
-    let fields = Fields::of(response.headers, &[]);
+    let fields = Fields::of(response.headers, None);
     let upgrades = status == 101 && fields.upgrade.is_some_and(|to| to.eq_ignore_ascii_case(b"h2c"));
     let framing = match status {
         101 => Framing::Switch,
@@ -388,9 +388,10 @@ enum Length {
 }
 
 impl<'a> Fields<'a> {
-    /// Those in `correlation` have ids of requests.
-    fn of(headers: &[httparse::Header<'a>], correlation: &'static [&'static str]) -> Self {
-        let mut fields = Fields { propagation: Reader::new(correlation), ..Fields::default() };
+    /// Those in `correlation` have ids of requests; a response has none.
+    fn of(headers: &[httparse::Header<'a>], correlation: Option<&'static [&'static str]>) -> Self {
+        let mut fields =
+            Fields { propagation: Reader::new(correlation.unwrap_or_default()), ..Fields::default() };
         for header in headers {
             let value = header.value.trim_ascii();
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
@@ -415,7 +416,10 @@ impl<'a> Fields<'a> {
                 }
                 12 if is("content-type") => fields.content_type = fields.content_type.or(Some(value)),
                 10 if is("user-agent") => fields.user_agent = fields.user_agent.or(Some(value)),
-                _ => fields.propagation.take(header.name, || Some(http::text(value))),
+                _ if correlation.is_some() => {
+                    fields.propagation.take(header.name, || Some(http::text(value)));
+                }
+                _ => {}
             }
         }
         fields
