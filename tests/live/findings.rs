@@ -146,7 +146,7 @@ fn wait_for_line(child: &mut Child, start: &str) -> BufReader<ChildStderr> {
 }
 
 /// Explains a process while something is done to it.
-fn explain(process: u32, time: &str, meanwhile: impl FnOnce()) -> Value {
+pub(super) fn explain(process: u32, time: &str, meanwhile: impl FnOnce()) -> Value {
     let mut command = Command::new(program("tracer"));
     command.args(["explain", &process.to_string(), "--for", time, "--json"]);
     if let Some(capture) = capture() {

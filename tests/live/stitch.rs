@@ -17,6 +17,8 @@ use tracer_tests::process::{
     Folder, Server, Traced, Tracer, assert_same, count, line, program, python, run, wait_for, workload,
 };
 
+use super::findings::explain;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stack {
     Go,
@@ -383,7 +385,8 @@ fn chains_of_grpc_that_pass_a_trace_on_are_whole() {
 #[test]
 fn threads_that_serve_one_request_at_a_time_are_evidence() {
     let stacks: [(Stack, &[&str]); 4] = [(Threads, NONE), (Java, NONE), (Gunicorn, NONE), (Threads, NONE)];
-    let chain = Chain::start("threads", &stacks, &["--pass", "none"]);
+    // What a timer does meanwhile, on a thread of its own, is nobody's child.
+    let chain = Chain::start("threads", &stacks, &["--pass", "none", "--cron", "20", "--name", "x"]);
     let mut sent = BTreeMap::new();
     for (requests, concurrency) in [(50, 1), (200, 10)] {
         sent.extend(chain.load(requests, concurrency, "none", &[]));
@@ -392,7 +395,7 @@ fn threads_that_serve_one_request_at_a_time_are_evidence() {
     let parents = told.check(&sent);
     assert_eq!(parents, Parents { calls: [750, 0], requests: [750, 0] });
     assert_eq!((told.by("thread", "CLIENT"), told.by("connection", "SERVER")), (750, 750));
-    assert_eq!(told.sizes(), BTreeMap::from([(7, 250)]));
+    assert_eq!(told.sizes()[&7], 250);
 }
 
 /// No thread of these is evidence; what both ends saw is.
@@ -501,5 +504,35 @@ fn what_fails_deep_in_a_chain_is_seen_in_one_screen() {
     for (caller, callee) in [("(outside)", "chain-go"), ("chain-go", "node"), ("node", "python3")] {
         let row = rows.iter().find(|row| row.len() > 7 && row[5] == caller && row[7].starts_with(callee));
         assert_eq!(row.map(|row| [row[0], row[1]]), Some(["51", "1"]), "{caller} {callee}: {text}");
+    }
+}
+
+/// Whether a process passes headers on, and what its links rest on.
+#[test]
+fn explain_says_what_a_process_passes_on() {
+    for (stack, pass, verdict, evidence) in [
+        (Go, "traceparent", "it passes headers on", "header"),
+        (Go, "none", "it does not pass headers on", "none"),
+        (Threads, "none", "it does not pass headers on", "thread"),
+    ] {
+        let name = format!("explain-{stack:?}-{pass}");
+        let chain = Chain::start(&name, &[(stack, NONE), (Go, NONE)], &["--pass", pass]);
+        let process = chain.services[0].process.id();
+        let explained = explain(process, "4s", || {
+            chain.load(30, 3, "traceparent", &[]);
+        });
+        let traces = &explained["traces"];
+        assert_eq!(traces["verdict"], verdict, "{traces}");
+        let passed = if pass == "none" { 0 } else { 30 };
+        for (key, count) in
+            [("served", 30), ("served_with_ids", 30), ("made", 30), ("made_with_those_ids", passed)]
+        {
+            assert_eq!(traces[key], count, "{key}: {traces}");
+        }
+        // Its requests came with the ids of their callers.
+        let parents = if evidence == "header" { 60 } else { 30 };
+        assert_eq!(traces["parents"][evidence], parents, "{traces}");
+        assert_eq!(traces["threads"].is_null(), stack == Threads, "{traces}");
+        chain.finish();
     }
 }
