@@ -121,40 +121,67 @@ fn grpc_go(folder: &Folder) -> String {
     out.display().to_string()
 }
 
-/// Services, the first of which is asked and asks the next, all of them traced.
-struct Chain {
+/// Services, the first of which is asked and asks the next.
+struct Services {
     folder: Folder,
-    services: Vec<Server>,
+    all: Vec<Server>,
+}
+
+/// Services that are traced.
+struct Chain {
+    services: Services,
     tracer: Tracer,
 }
 
 impl Chain {
     /// Each with its options, and `all` of them with these.
     fn start(name: &str, stacks: &[(Stack, &[&str])], all: &[&str]) -> Self {
-        Self::start_as("trace", name, stacks, all, &[])
+        Services::start(name, stacks, all).trace("trace", &[])
+    }
+
+    fn load(
+        &self,
+        requests: usize,
+        concurrency: usize,
+        family: &str,
+        more: &[&str],
+    ) -> BTreeMap<String, String> {
+        self.services.load(requests, concurrency, family, more)
+    }
+
+    fn finish(mut self) -> Told {
+        for service in &mut self.services.all {
+            service.process.signal(Signal::TERM);
+            service.process.wait();
+        }
+        let traced = self.tracer.finish();
+        Told { traced, log: self.services.log() }
+    }
+}
+
+impl Services {
+    fn start(name: &str, stacks: &[(Stack, &[&str])], common: &[&str]) -> Self {
+        let folder = Folder::new(&format!("chain-{name}"));
+        let mut all: Vec<Server> = Vec::new();
+        for (number, (stack, options)) in stacks.iter().enumerate().rev() {
+            let next = all.last().map(|next| next.address.clone());
+            let options: Vec<&str> = common.iter().chain(*options).copied().collect();
+            all.push(stack.start(&folder, number, next.as_deref(), &options));
+        }
+        all.reverse();
+        Self { folder, all }
     }
 
     /// With a command of the tracer, and its arguments.
-    fn start_as(
-        command: &str,
-        name: &str,
-        stacks: &[(Stack, &[&str])],
-        all: &[&str],
-        arguments: &[&str],
-    ) -> Self {
-        let folder = Folder::new(&format!("chain-{name}"));
-        let mut services: Vec<Server> = Vec::new();
-        for (number, (stack, options)) in stacks.iter().enumerate().rev() {
-            let next = services.last().map(|next| next.address.clone());
-            let options: Vec<&str> = all.iter().chain(*options).copied().collect();
-            services.push(stack.start(&folder, number, next.as_deref(), &options));
-        }
-        services.reverse();
-        let ids = services.iter().flat_map(|service| ["--pid".to_owned(), service.process.id().to_string()]);
+    fn trace(self, command: &str, arguments: &[&str]) -> Chain {
+        let ids = self.all.iter().flat_map(|service| ["--pid".to_owned(), service.process.id().to_string()]);
         let arguments: Vec<String> =
             ids.chain(arguments.iter().map(|argument| (*argument).to_owned())).collect();
-        let tracer = Tracer::start(command, &arguments);
-        Self { folder, services, tracer }
+        Chain { tracer: Tracer::start(command, &arguments), services: self }
+    }
+
+    fn log(&self) -> String {
+        self.all.iter().map(|service| fs::read_to_string(&service.log).expect("a log")).collect()
     }
 
     /// Returns what was asked for, with the trace that it was part of.
@@ -167,7 +194,7 @@ impl Chain {
     ) -> BTreeMap<String, String> {
         let log = self.folder.path(&format!("load-{requests}-{concurrency}.log"));
         let (requests, concurrency) = (requests.to_string(), concurrency.to_string());
-        let address = &self.services[0].address;
+        let address = &self.all[0].address;
         let mut command = if self.folder.path("chain-grpc-go").exists() {
             let mut command = Command::new(self.folder.path("chain-grpc-go"));
             command.args(["load", address]);
@@ -189,20 +216,9 @@ impl Chain {
         let mut before = 0;
         wait_for("the services to come to rest", || {
             std::thread::park_timeout(Duration::from_millis(50));
-            let logs = self.services.iter().map(|service| fs::read_to_string(&service.log).expect("a log"));
-            let lines = logs.map(|log| log.lines().filter(|line| !line.contains("/cron/")).count()).sum();
+            let lines = self.log().lines().filter(|line| asked(line)).count();
             (replace(&mut before, lines) == lines).then_some(())
         });
-    }
-
-    fn finish(mut self) -> Told {
-        for service in &mut self.services {
-            service.process.signal(Signal::TERM);
-            service.process.wait();
-        }
-        let traced = self.tracer.finish();
-        let logs = self.services.iter().map(|service| fs::read_to_string(&service.log).expect("a log"));
-        Told { traced, log: logs.collect() }
     }
 }
 
@@ -236,6 +252,11 @@ fn reason(path: &str) -> Option<&str> {
     let counts = last == "late" || last.bytes().all(|byte| byte.is_ascii_digit()) && last.len() < 4;
     let by_itself = path.starts_with("/cron/") && path.matches('/').count() == 3;
     (counts && !by_itself).then_some(before)
+}
+
+/// The request that all of it comes from.
+fn root(path: &str) -> &str {
+    reason(path).map_or(path, root)
 }
 
 /// Not by a service itself, from time to time.
@@ -308,11 +329,8 @@ impl Told {
     fn check_traces(&self) {
         let mut requests: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
         for span in &self.traced.spans {
-            let mut at = path(span);
-            while let Some(before) = reason(at) {
-                at = before;
-            }
-            requests.entry(span["traceId"].as_str().expect("a trace")).or_default().insert(at.to_owned());
+            let trace = span["traceId"].as_str().expect("a trace");
+            requests.entry(trace).or_default().insert(root(path(span)).to_owned());
         }
         for (trace, requests) in requests {
             assert_eq!(requests.len(), 1, "trace {trace} is of several requests: {requests:?}");
@@ -471,8 +489,8 @@ fn what_fails_deep_in_a_chain_is_seen_in_one_screen() {
     let stacks: [(Stack, &[&str]); 3] = [(Go, NONE), (Node, NONE), (Threads, &["--name", "deep"])];
     let capture = Folder::new("chain-capture");
     let capture = capture.path("chain.capture").display().to_string();
-    let chain =
-        Chain::start_as("record", "screen", &stacks, &["--pass", "traceparent"], &["--out", &capture]);
+    let services = Services::start("screen", &stacks, &["--pass", "traceparent"]);
+    let chain = services.trace("record", &["--out", &capture]);
     chain.load(50, 10, "traceparent", &[]);
     chain.load(1, 1, "traceparent", &["--prefix", "/fail-deep", "--any"]);
     chain.finish();
@@ -517,7 +535,7 @@ fn explain_says_what_a_process_passes_on() {
     ] {
         let name = format!("explain-{stack:?}-{pass}");
         let chain = Chain::start(&name, &[(stack, NONE), (Go, NONE)], &["--pass", pass]);
-        let process = chain.services[0].process.id();
+        let process = chain.services.all[0].process.id();
         let explained = explain(process, "4s", || {
             chain.load(30, 3, "traceparent", &[]);
         });
@@ -534,5 +552,21 @@ fn explain_says_what_a_process_passes_on() {
         assert_eq!(traces["parents"][evidence], parents, "{traces}");
         assert_eq!(traces["threads"].is_null(), stack == Threads, "{traces}");
         chain.finish();
+    }
+}
+
+/// Connections that were open before are joined at both ends too, by where TCP stands.
+#[test]
+fn services_that_ran_before_the_tracer_are_joined() {
+    for (name, pass) in [("before", "none"), ("before-passed-on", "x-request-id")] {
+        let services = Services::start(name, &FIVE, &["--pass", pass]);
+        let before = services.load(100, 10, pass, &[]);
+        let chain = services.trace("trace", &[]);
+        let sent = chain.load(200, 10, pass, &[]);
+        let mut told = chain.finish();
+        let since = |line: &&str| !before.contains_key(root(line.split(' ').nth(1).expect("a path")));
+        told.log = told.log.lines().filter(since).map(|line| format!("{line}\n")).collect();
+        let parents = told.check(&sent);
+        assert_eq!(parents.requests, [800, 0], "{name}");
     }
 }
