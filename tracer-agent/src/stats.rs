@@ -270,6 +270,7 @@ impl fmt::Display for Ledger {
             let count = self.links.parents[evidence as usize];
             if count > 0 {
                 match evidence {
+                    Evidence::None if count == 1 => write!(f, "{sign} 1 root")?,
                     Evidence::None => write!(f, "{sign} {count} roots")?,
                     _ => write!(f, "{sign} {count} by {}", evidence.name())?,
                 }

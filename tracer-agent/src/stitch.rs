@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -37,6 +37,9 @@ const MEET_WAIT: u64 = 200_000_000;
 /// How long a span waits for its parent.
 const PARENT_WAIT: u64 = 60_000_000_000;
 
+/// After so many connections of a process without another end, the next one is not waited for.
+const LONELY: u32 = 64;
+
 /// Exchanges that are gone through to find out whether one waits for another in a circle.
 const CIRCLE_MAX: usize = 256;
 
@@ -50,8 +53,20 @@ pub enum Parents {
     Header,
 }
 
-/// Of a connection: its other end is not traced. Known when that was waited for in vain.
-pub type Alone = Arc<AtomicBool>;
+/// What is known of the other end of a connection.
+#[derive(Debug, Default)]
+pub struct Meeting {
+    /// It is not traced: it was waited for in vain.
+    alone: AtomicBool,
+    /// The last exchange that waits for it.
+    waits: AtomicU64,
+}
+
+impl Meeting {
+    fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Relaxed)
+    }
+}
 
 /// An exchange that begins.
 pub struct Begin<'a> {
@@ -62,7 +77,7 @@ pub struct Begin<'a> {
     /// When a server had read the head, or a client had sent the first of it.
     pub time: u64,
     pub spot: Option<Spot>,
-    pub alone: &'a Alone,
+    pub meeting: &'a Arc<Meeting>,
     pub head: &'a RequestHead,
     /// The process does not wait at the connection.
     pub polled: bool,
@@ -159,6 +174,7 @@ impl Stitch {
 
     /// The first head of an exchange was read. Returns its number; 0 for one that nothing can have to do with.
     pub fn begin(&mut self, begin: &Begin<'_>) -> u64 {
+        self.see_alone(begin);
         if self.is_by_itself(begin) {
             return 0;
         }
@@ -174,15 +190,32 @@ impl Stitch {
         number
     }
 
+    /// Who asks again has heard the answer before, and said so: if that was not seen, nobody looks there.
+    fn see_alone(&mut self, begin: &Begin<'_>) {
+        let number = begin.meeting.waits.swap(0, Ordering::Relaxed);
+        let Some(node) = self.nodes.get_mut(&number) else { return };
+        let Some(done) = node.done.as_mut().filter(|done| done.meets) else { return };
+        if done.end > begin.time {
+            begin.meeting.waits.store(number, Ordering::Relaxed);
+            return;
+        }
+        done.meets = false;
+        node.meeting.alone.store(true, Ordering::Relaxed);
+        if self.is_ready(number) {
+            self.release(number, None);
+        }
+    }
+
     /// A request without ids, of a server whose threads are no evidence, from where nobody is traced: it has no
     /// parent, and is none.
     fn is_by_itself(&mut self, begin: &Begin<'_>) -> bool {
-        let nobody = begin.spot.is_none() || self.calls.is_empty() && begin.alone.load(Ordering::Relaxed);
-        if begin.kind == Kind::Client || !nobody || begin.head.propagated.is_some() {
+        let may_meet = begin.spot.is_some() && !self.calls.is_empty();
+        if begin.kind == Kind::Client || may_meet || begin.head.propagated.is_some() {
             return false;
         }
         let habits = self.processes.get(begin.process);
-        let by_itself = habits.threads_lost.is_some() || self.parents == Parents::Header;
+        let nobody = begin.spot.is_none() || habits.lonely >= LONELY || begin.meeting.is_alone();
+        let by_itself = nobody && (habits.threads_lost.is_some() || self.parents == Parents::Header);
         habits.served += u64::from(by_itself);
         by_itself
     }
@@ -226,11 +259,16 @@ impl Stitch {
             }
         }
         let Some(node) = self.nodes.get_mut(&number) else { return };
+        let lonely = self.calls.is_empty() && self.processes.get(node.process).lonely >= LONELY;
         let meets = node.kind == Kind::Server
             && node.spot.is_some()
             && node.other.is_none()
             && self.parents == Parents::Evidence
-            && !node.alone.load(Ordering::Relaxed);
+            && !lonely
+            && !node.meeting.is_alone();
+        if meets {
+            node.meeting.waits.store(number, Ordering::Relaxed);
+        }
         self.ended += 1;
         let order = self.ended;
         let last = self.now.saturating_add(PARENT_WAIT);
@@ -278,7 +316,8 @@ impl Stitch {
             let Some(node) = self.nodes.get_mut(&number) else { continue };
             let Some(done) = &mut node.done else { continue };
             if std::mem::take(&mut done.meets) {
-                node.alone.store(true, Ordering::Relaxed);
+                let known = node.meeting.alone.swap(true, Ordering::Relaxed);
+                self.processes.get(node.process).lonely += u32::from(!known);
             }
             if done.last > now {
                 done.until = done.last;
@@ -347,7 +386,7 @@ impl Stitch {
     fn meet(&mut self, number: u64, node: &mut Node) {
         let Some(spot) = node.spot else { return };
         // Where nobody calls, nobody will look for the one that is called.
-        let nobody = self.calls.is_empty() && node.alone.load(Ordering::Relaxed);
+        let nobody = self.calls.is_empty() && node.meeting.is_alone();
         if node.kind == Kind::Server && nobody {
             return;
         }
@@ -372,8 +411,9 @@ impl Stitch {
         if other.learn(node.context, &node.correlation) {
             self.serving.list(met, other);
         }
-        for end in [&node.alone, &other.alone] {
-            end.store(false, Ordering::Relaxed);
+        for (meeting, process) in [(&node.meeting, node.process), (&other.meeting, other.process)] {
+            meeting.alone.store(false, Ordering::Relaxed);
+            self.processes.get(process).lonely = 0;
         }
         if self.parents == Parents::Header {
             return;
@@ -459,7 +499,9 @@ impl Stitch {
         let (by_thread, by_ids): (Vec<&Await>, Vec<&Await>) =
             found.iter().partition(|candidate| candidate.evidence == Evidence::Thread);
         let read_it = |one: &&Await| by_thread.iter().any(|other| other.number == one.number);
-        let strange = !by_ids.is_empty() && !by_thread.is_empty() && !by_ids.iter().any(read_it);
+        // It says who it is for, and that is not the one that its thread has read.
+        let for_another = !by_ids.is_empty() || former && !crowded;
+        let strange = for_another && !by_thread.is_empty() && !by_ids.iter().any(read_it);
         let by_ids = !by_ids.is_empty() || crowded;
         let habits = self.processes.get(process);
         habits.calls_late |= former && !by_ids;

@@ -50,7 +50,7 @@ pub(crate) struct Bounds {
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, help_heading = "Bounds")]
     pub(crate) time: Option<Duration>,
 
-    /// Ends after so many spans, and with it a command that it started
+    /// Ends after so many spans (that match), and with it a command that it started
     #[arg(long, value_name = "N", help_heading = "Bounds")]
     pub(crate) count: Option<u64>,
 
@@ -93,7 +93,7 @@ pub(crate) struct Output {
     #[arg(long, help_heading = "Output")]
     pub(crate) fold: bool,
 
-    /// Prints whole traces as trees, each when it is over: who called whom, how long each took, how long by
+    /// Prints whole traces as trees, each when its root is over: who called whom, how long each took, how long by
     /// itself, and when (text alone). A filter then chooses traces: those with a span that it matches
     #[arg(long, conflicts_with = "fold", help_heading = "Output")]
     pub(crate) tree: bool,
@@ -124,6 +124,10 @@ impl Output {
     }
 
     pub(crate) fn printer(&self, target: Target) -> Result<Printer, Failure> {
+        if self.tree && self.output != Format::Text {
+            let error = anyhow!("--tree lays out text: leave --output out, or --tree");
+            return Err(Failure::new(Exit::Usage, error));
+        }
         let shape = match () {
             () if self.tree => Shape::Trees,
             () if self.fold => Shape::Folded,

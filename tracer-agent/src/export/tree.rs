@@ -27,6 +27,9 @@ const ROWS_MAX: usize = 200;
 const BAR: usize = 24;
 const LABEL_MAX: usize = 72;
 
+/// Characters of a label that show how deep it is; of more the last ones.
+const LEAD_MAX: usize = 36;
+
 /// Traces that are being put together.
 #[derive(Default)]
 pub struct Trees {
@@ -99,9 +102,10 @@ impl Trace {
         let last = self.spans.iter().map(|span| span.end).max().unwrap_or(0);
         let failed = self.spans.iter().filter(|span| span.status == Status::Error).count();
         let mut head = format!(
-            "trace {}  {} spans, {}",
+            "trace {}  {} {}, {}",
             hex(&self.spans.first().map(|span| span.trace).unwrap_or_default()),
             self.spans.len() + self.more,
+            if self.spans.len() + self.more == 1 { "span" } else { "spans" },
             duration(last.saturating_sub(first))
         );
         match failed {
@@ -121,8 +125,7 @@ impl Trace {
         lines.extend(rows.iter().map(|row| {
             let span = &self.spans[row.place];
             let mut line = String::new();
-            let label: String = row.label.chars().take(width).collect();
-            let _ = write!(line, "{label:<width$} ");
+            let _ = write!(line, "{:<width$} ", cut(&row.label, width));
             paint.put(
                 &mut line,
                 text::style(span),
@@ -157,9 +160,18 @@ impl Trace {
             Kind::Server => "",
         };
         let service = plain(&span.resource.service);
-        let mut label = format!("{lead}{service} {sign}{} {}", plain(&view.operation), plain(&view.target));
+        let depth = lead.chars().count();
+        let shown: String = match depth > LEAD_MAX {
+            true => std::iter::once('\u{2026}').chain(lead.chars().skip(depth + 1 - LEAD_MAX)).collect(),
+            false => lead,
+        };
+        let mut label = format!("{shown}{service} {sign}{} {}", plain(&view.operation), plain(&view.target));
         if view.outcome != crate::exchange::Outcome::Complete {
             let _ = write!(label, " ({})", text::outcome(view.outcome).unwrap_or("open"));
+        }
+        // A root here, of somebody who is not seen.
+        if let Some(parent) = span.parent.filter(|_| depth == 0) {
+            let _ = write!(label, " (child of {})", hex(&parent));
         }
         let below_it = children.get(&span.id).map(Vec::as_slice).unwrap_or_default();
         rows.push(Row { place, label, own: self.own_time(span, below_it) });
@@ -192,6 +204,14 @@ struct Row {
     place: usize,
     label: String,
     own: u64,
+}
+
+/// The start of a text that is too long, and a sign that there is more.
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['\u{2026}']).collect()
 }
 
 /// When, within its trace, a span took place.
@@ -262,6 +282,8 @@ mod tests {
         }
         let lines = long.finish(false);
         assert!(lines.contains(&"and 50 more".to_owned()), "{lines:?}");
+        // However deep it is, something is to be seen of it.
+        assert!(lines[150].contains("deep GET") && lines[150].contains('\u{2026}'), "{}", lines[150]);
         assert!(lines.len() <= ROWS_MAX + 3);
     }
 }

@@ -379,6 +379,8 @@ impl Session {
         }
         while let Some(span) = self.pipeline.poll_output() {
             if self.count.is_some_and(|count| self.spans >= count) {
+                // What belongs to a trace that is shown is shown with it.
+                self.outputs.printer.print(span, false);
                 continue;
             }
             self.spans += self.outputs.deliver(span) as u64;

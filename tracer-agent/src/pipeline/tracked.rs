@@ -1,5 +1,7 @@
 //! A connection with what is made of it, from the first byte to the last.
 
+use std::sync::Arc;
+
 use tracer_common::{
     connection::{Direction, Role},
     record::Closed,
@@ -17,7 +19,7 @@ use crate::{
     protocol::{Class, Event, Input, Kind, Progress, Session, Shown, Side, What},
     span::Spans,
     stats::{self, Bucket, Ledger, Tally, Verdict},
-    stitch::{Alone, Begin, End, Stitch},
+    stitch::{Begin, End, Meeting, Stitch},
 };
 
 /// Bytes that one connection may hold.
@@ -33,8 +35,7 @@ const QUIET_MIN: u64 = 64 * 1024;
 #[derive(Default)]
 pub(super) struct Tracked {
     pub(super) cookie: u64,
-    /// Nobody is traced at its other end.
-    alone: Alone,
+    meeting: Arc<Meeting>,
     pub(super) connection: Connection,
     pub(super) state: State,
     pub(super) exchanges: Exchanges,
@@ -335,7 +336,7 @@ impl Tracked {
                         Kind::Client => exchange.request_start,
                     },
                     spot: self.connection.spot(spoken.requests, start),
-                    alone: &self.alone,
+                    meeting: &self.meeting,
                     head,
                     polled: self.connection.polled,
                     shared,

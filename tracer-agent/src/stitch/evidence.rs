@@ -50,6 +50,8 @@ pub struct Habits {
     pub threads_lost: Option<&'static str>,
     /// It makes requests with the ids of one that it has answered before.
     pub(super) calls_late: bool,
+    /// So many of its connections were the last ones whose other end was waited for in vain.
+    pub(super) lonely: u32,
     /// When it made the last request.
     pub(super) last_call: u64,
 }

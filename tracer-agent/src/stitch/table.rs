@@ -1,10 +1,13 @@
 //! Exchanges that are open, or whose spans wait, and how they are found.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use smallvec::SmallVec;
 
-use super::{Alone, Begin, Evidence, Habits};
+use super::{Begin, Evidence, Habits, Meeting};
 use crate::{connection::Spot, noise::Noise, propagation::Context, protocol::Kind, span::Span};
 
 /// Ids of spans that are remembered: the oldest go.
@@ -33,7 +36,7 @@ pub(super) struct Node {
     pub(super) spot: Option<Spot>,
     /// It stands where its other end looks for it.
     pub(super) looks: bool,
-    pub(super) alone: Alone,
+    pub(super) meeting: Arc<Meeting>,
     /// Nobody asked: it is no parent, and has none in its process.
     pub(super) aside: bool,
     /// One thread may have sent what another has made.
@@ -137,7 +140,7 @@ impl Node {
             correlation: propagated.map(|propagated| propagated.correlation.clone()).unwrap_or_default(),
             spot: begin.spot,
             looks: false,
-            alone: begin.alone.clone(),
+            meeting: begin.meeting.clone(),
             aside: matches!(begin.head.noise, Some(Noise::HealthCheck(_))),
             shared: begin.shared,
             on_thread: false,
