@@ -232,7 +232,7 @@ impl Stitch {
     /// The exchange is over, and this is its span.
     pub fn end(&mut self, number: u64, span: Span, head: Option<&Propagated>, end: &End) {
         let Some(node) = self.nodes.get_mut(&number) else {
-            return self.put_out_root(span);
+            return self.put_out_root(span, head);
         };
         self.now = self.now.max(end.time);
         if let Some(propagated) = head {
@@ -705,12 +705,17 @@ impl Stitch {
         Known { trace, id, flags, start: node.start, end: done.end, proven }
     }
 
-    /// One that is by itself.
-    fn put_out_root(&mut self, mut span: Span) {
-        (span.trace, span.id, span.trace_flags) = (random(&mut self.ids), random(&mut self.ids), 1);
-        span.attributes.push(Attribute::word("tracer.parent.evidence", Evidence::None.name()));
-        self.links.parents[Evidence::None as usize] += 1;
-        self.processes.get(span.resource.process).parents[Evidence::None as usize] += 1;
+    /// One that is by itself: what its head says is all that there is.
+    fn put_out_root(&mut self, mut span: Span, head: Option<&Propagated>) {
+        let context = head.and_then(|propagated| propagated.context);
+        span.trace = context.map_or_else(|| random(&mut self.ids), |context| context.trace);
+        span.id = random(&mut self.ids);
+        span.trace_flags = context.map_or(1, |context| context.flags);
+        span.parent = context.and_then(|context| context.span);
+        let evidence = if span.parent.is_some() { Evidence::Header } else { Evidence::None };
+        span.attributes.push(Attribute::word("tracer.parent.evidence", evidence.name()));
+        self.links.parents[evidence as usize] += 1;
+        self.processes.get(span.resource.process).parents[evidence as usize] += 1;
         self.output.push_back(span);
     }
 }
