@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -53,18 +53,18 @@ pub enum Parents {
     Header,
 }
 
-/// What is known of the other end of a connection.
-#[derive(Debug, Default)]
-pub struct Meeting {
-    /// It is not traced: it was waited for in vain.
-    alone: AtomicBool,
-    /// The last exchange that waits for it.
-    waits: AtomicU64,
-}
+/// Of a connection: its other end is not traced. Known when that was waited for in vain.
+#[derive(Clone, Debug, Default)]
+pub struct Alone(Arc<AtomicBool>);
 
-impl Meeting {
-    fn is_alone(&self) -> bool {
-        self.alone.load(Ordering::Relaxed)
+impl Alone {
+    fn is_known(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Returns what was known before.
+    fn know(&self, alone: bool) -> bool {
+        self.0.swap(alone, Ordering::Relaxed)
     }
 }
 
@@ -77,7 +77,7 @@ pub struct Begin<'a> {
     /// When a server had read the head, or a client had sent the first of it.
     pub time: u64,
     pub spot: Option<Spot>,
-    pub meeting: &'a Arc<Meeting>,
+    pub alone: &'a Alone,
     pub head: &'a RequestHead,
     /// The process does not wait at the connection.
     pub polled: bool,
@@ -121,6 +121,8 @@ pub struct Stitch {
     calls: BTreeSet<(u32, u64, u64)>,
     /// Exchanges whose other end was not seen, by the sequence number.
     spots: BTreeMap<u32, Numbers>,
+    /// Those that are over and wait for it, by connection.
+    meeting: BTreeMap<u64, Numbers>,
     taken: Taken,
     origins: Origins,
     processes: Processes,
@@ -156,6 +158,7 @@ impl Stitch {
             threads: BTreeMap::new(),
             calls: BTreeSet::new(),
             spots: BTreeMap::new(),
+            meeting: BTreeMap::new(),
             taken: Taken::default(),
             origins: Origins::default(),
             processes: Processes::default(),
@@ -192,17 +195,27 @@ impl Stitch {
 
     /// Who asks again has heard the answer before, and said so: if that was not seen, nobody looks there.
     fn see_alone(&mut self, begin: &Begin<'_>) {
-        let number = begin.meeting.waits.swap(0, Ordering::Relaxed);
-        let Some(node) = self.nodes.get_mut(&number) else { return };
-        let Some(done) = node.done.as_mut().filter(|done| done.meets) else { return };
-        if done.end > begin.time {
-            begin.meeting.waits.store(number, Ordering::Relaxed);
-            return;
+        let Some(waiting) = self.meeting.get(&begin.cookie) else { return };
+        let over = |number: &u64| {
+            let done = self.nodes.get(number).and_then(|node| node.done.as_ref());
+            done.is_some_and(|done| done.meets && done.end <= begin.time)
+        };
+        if waiting.iter().any(over) {
+            self.leave_alone(begin.cookie);
         }
-        done.meets = false;
-        node.meeting.alone.store(true, Ordering::Relaxed);
-        if self.is_ready(number) {
-            self.release(number, None);
+    }
+
+    /// Nobody is traced at the other end of a connection: what waits for that goes, in its order.
+    fn leave_alone(&mut self, cookie: u64) {
+        for number in self.meeting.remove(&cookie).unwrap_or_default() {
+            let Some(node) = self.nodes.get_mut(&number) else { continue };
+            let Some(done) = node.done.as_mut().filter(|done| done.meets) else { continue };
+            done.meets = false;
+            let known = node.alone.know(true);
+            self.processes.get(node.process).lonely += u32::from(!known);
+            if self.is_ready(number) {
+                self.release(number, None);
+            }
         }
     }
 
@@ -214,7 +227,7 @@ impl Stitch {
             return false;
         }
         let habits = self.processes.get(begin.process);
-        let nobody = begin.spot.is_none() || habits.lonely >= LONELY || begin.meeting.is_alone();
+        let nobody = begin.spot.is_none() || habits.lonely >= LONELY || begin.alone.is_known();
         let by_itself = nobody && (habits.threads_lost.is_some() || self.parents == Parents::Header);
         habits.served += u64::from(by_itself);
         by_itself
@@ -265,9 +278,9 @@ impl Stitch {
             && node.other.is_none()
             && self.parents == Parents::Evidence
             && !lonely
-            && !node.meeting.is_alone();
+            && !node.alone.is_known();
         if meets {
-            node.meeting.waits.store(number, Ordering::Relaxed);
+            self.meeting.entry(node.cookie).or_default().push(number);
         }
         self.ended += 1;
         let order = self.ended;
@@ -315,18 +328,16 @@ impl Stitch {
             let number = first.remove();
             let Some(node) = self.nodes.get_mut(&number) else { continue };
             let Some(done) = &mut node.done else { continue };
-            if std::mem::take(&mut done.meets) {
-                let known = node.meeting.alone.swap(true, Ordering::Relaxed);
-                self.processes.get(node.process).lonely += u32::from(!known);
-            }
-            if done.last > now {
-                done.until = done.last;
-                self.waiting.insert((done.last, done.order), number);
-                if self.is_ready(number) {
-                    self.release(number, None);
-                }
-            } else {
+            let (meets, last, order) = (done.meets, done.last, done.order);
+            done.until = last;
+            if last <= now {
                 self.hasten(number);
+                continue;
+            }
+            self.waiting.insert((last, order), number);
+            if meets {
+                let cookie = node.cookie;
+                self.leave_alone(cookie);
             }
         }
     }
@@ -386,7 +397,7 @@ impl Stitch {
     fn meet(&mut self, number: u64, node: &mut Node) {
         let Some(spot) = node.spot else { return };
         // Where nobody calls, nobody will look for the one that is called.
-        let nobody = self.calls.is_empty() && node.meeting.is_alone();
+        let nobody = self.calls.is_empty() && node.alone.is_known();
         if node.kind == Kind::Server && nobody {
             return;
         }
@@ -411,8 +422,8 @@ impl Stitch {
         if other.learn(node.context, &node.correlation) {
             self.serving.list(met, other);
         }
-        for (meeting, process) in [(&node.meeting, node.process), (&other.meeting, other.process)] {
-            meeting.alone.store(false, Ordering::Relaxed);
+        for (alone, process) in [(&node.alone, node.process), (&other.alone, other.process)] {
+            alone.know(false);
             self.processes.get(process).lonely = 0;
         }
         if self.parents == Parents::Header {
@@ -657,7 +668,7 @@ impl Stitch {
 
     /// Takes an exchange out of all tables.
     fn leave(&mut self, number: u64, node: &Node) {
-        fn remove(table: &mut BTreeMap<u32, Numbers>, key: u32, number: u64) {
+        fn remove<K: Ord>(table: &mut BTreeMap<K, Numbers>, key: K, number: u64) {
             if let Some(numbers) = table.get_mut(&key) {
                 numbers.retain(|other| *other != number);
                 if numbers.is_empty() {
@@ -678,6 +689,7 @@ impl Stitch {
             remove(&mut self.spots, spot.sequence, number);
         }
         if let Some(done) = &node.done {
+            remove(&mut self.meeting, node.cookie, number);
             self.held -= done.cost;
             self.waiting.remove(&(done.until, done.order));
         }

@@ -1,7 +1,5 @@
 //! A connection with what is made of it, from the first byte to the last.
 
-use std::sync::Arc;
-
 use tracer_common::{
     connection::{Direction, Role},
     record::Closed,
@@ -19,7 +17,7 @@ use crate::{
     protocol::{Class, Event, Input, Kind, Progress, Session, Shown, Side, What},
     span::Spans,
     stats::{self, Bucket, Ledger, Tally, Verdict},
-    stitch::{Begin, End, Meeting, Stitch},
+    stitch::{Alone, Begin, End, Stitch},
 };
 
 /// Bytes that one connection may hold.
@@ -35,7 +33,8 @@ const QUIET_MIN: u64 = 64 * 1024;
 #[derive(Default)]
 pub(super) struct Tracked {
     pub(super) cookie: u64,
-    meeting: Arc<Meeting>,
+    /// Nobody is traced at its other end.
+    alone: Alone,
     pub(super) connection: Connection,
     pub(super) state: State,
     pub(super) exchanges: Exchanges,
@@ -336,7 +335,7 @@ impl Tracked {
                         Kind::Client => exchange.request_start,
                     },
                     spot: self.connection.spot(spoken.requests, start),
-                    meeting: &self.meeting,
+                    alone: &self.alone,
                     head,
                     polled: self.connection.polled,
                     shared,

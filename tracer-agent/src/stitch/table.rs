@@ -1,13 +1,10 @@
 //! Exchanges that are open, or whose spans wait, and how they are found.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use smallvec::SmallVec;
 
-use super::{Begin, Evidence, Habits, Meeting};
+use super::{Alone, Begin, Evidence, Habits};
 use crate::{connection::Spot, noise::Noise, propagation::Context, protocol::Kind, span::Span};
 
 /// Ids of spans that are remembered: the oldest go.
@@ -36,7 +33,7 @@ pub(super) struct Node {
     pub(super) spot: Option<Spot>,
     /// It stands where its other end looks for it.
     pub(super) looks: bool,
-    pub(super) meeting: Arc<Meeting>,
+    pub(super) alone: Alone,
     /// Nobody asked: it is no parent, and has none in its process.
     pub(super) aside: bool,
     /// One thread may have sent what another has made.
@@ -140,7 +137,7 @@ impl Node {
             correlation: propagated.map(|propagated| propagated.correlation.clone()).unwrap_or_default(),
             spot: begin.spot,
             looks: false,
-            meeting: begin.meeting.clone(),
+            alone: begin.alone.clone(),
             aside: matches!(begin.head.noise, Some(Noise::HealthCheck(_))),
             shared: begin.shared,
             on_thread: false,
