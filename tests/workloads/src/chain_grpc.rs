@@ -1,6 +1,8 @@
 //! A gRPC service (tonic, raw byte messages) that calls the next of its kind while it serves a call. What
 //! calls what is in the names of the methods, whatever the metadata says: `X` calls `X_0`.
 
+mod raw;
+
 use std::{
     convert::Infallible,
     fs::File,
@@ -10,20 +12,21 @@ use std::{
 };
 
 use anyhow::Result;
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use clap::Parser;
 use tokio::{net::TcpListener, signal};
 use tonic::{
     Code, Request, Response, Status,
     body::Body,
     client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::{BoxFuture, Context, Poll, Service, http},
     metadata::MetadataMap,
     server::NamedService,
     transport::{Channel, Endpoint, Server, server::TcpIncoming},
 };
 use tower::service_fn;
+
+use self::raw::Raw;
 
 #[derive(Parser)]
 struct Options {
@@ -174,43 +177,5 @@ impl Service<http::Request<Body>> for Echo {
             };
             Ok(tonic::server::Grpc::new(Raw).unary(service_fn(served), request).await)
         })
-    }
-}
-
-/// Messages are the bytes that they are.
-#[derive(Clone, Copy)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Raw;
-    type Decoder = Raw;
-
-    fn encoder(&mut self) -> Raw {
-        Raw
-    }
-
-    fn decoder(&mut self) -> Raw {
-        Raw
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(message);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
     }
 }

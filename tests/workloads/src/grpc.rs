@@ -2,6 +2,8 @@
 //! the tracer tells: one line per call, at the server `lab.Echo/KIND STATUS RECEIVED SENT` (or
 //! `cancelled` for the status), at the client `lab.Echo/KIND STATUS SENT RECEIVED`.
 
+mod raw;
+
 use std::{
     convert::Infallible,
     error::Error as _,
@@ -16,7 +18,7 @@ use std::{
 };
 
 use anyhow::Result;
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use clap::{Args, Parser};
 use futures_util::stream::{Stream, StreamExt, iter, try_unfold, unfold};
 use http_body_util::BodyExt;
@@ -25,13 +27,14 @@ use tonic::{
     CancellationHandle, Code, Request, Response, Status, Streaming,
     body::Body,
     client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::{BoxFuture, Context, Poll, Service, http},
     metadata::AsciiMetadataKey,
     server::NamedService,
     transport::{Channel, Endpoint, Server, server::TcpIncoming},
 };
 use tower::service_fn;
+
+use self::raw::Raw;
 
 #[derive(Parser)]
 enum Command {
@@ -85,44 +88,6 @@ impl Log {
     fn line(&self, kind: &str, status: impl std::fmt::Display, first: usize, second: usize) {
         let line = format!("lab.Echo/{kind} {status} {first} {second}\n"); // which is one write
         (&*self.0).write_all(line.as_bytes()).expect("the log takes a line");
-    }
-}
-
-/// Messages are the bytes that they are.
-#[derive(Clone, Copy)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Raw;
-    type Decoder = Raw;
-
-    fn encoder(&mut self) -> Raw {
-        Raw
-    }
-
-    fn decoder(&mut self) -> Raw {
-        Raw
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(message);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
     }
 }
 
