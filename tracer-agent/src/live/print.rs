@@ -155,59 +155,89 @@ fn write(
 ) -> io::Result<()> {
     let mut out = io::BufWriter::with_capacity(64 << 10, out);
     let mut flushed = Instant::now();
-    let shape = if format == Format::Text { shape } else { Shape::Lines };
-    let mut folded = (shape == Shape::Folded).then(Folded::default);
-    let mut trees = (shape == Shape::Trees).then(Trees::default);
-    let started = Instant::now();
-    let now = || started.elapsed().as_nanos() as u64;
+    let mut layout = match (format, shape) {
+        (Format::Text, Shape::Folded) => Layout::Folded(Folded::default()),
+        (Format::Text, Shape::Trees) => Layout::Trees(Trees::default(), flushed),
+        _ => Layout::Lines,
+    };
     loop {
-        if let Some(trees) = &mut trees {
-            while let Some(lines) = trees.poll(now(), color) {
-                for line in lines {
-                    writeln!(out, "{line}")?;
-                }
-            }
-        }
         match spans.recv_timeout(FLUSH) {
-            Ok((span, asked)) if let Some(trees) = &mut trees => {
-                trees.add(span, asked, now());
-                continue;
-            }
-            Ok((span, _)) => {
-                let more = match &mut folded {
-                    Some(folded) => folded.take(&span),
-                    None => Fold::New(None),
-                };
-                if let Fold::New(before) = more {
-                    if let Some(before) = before {
-                        writeln!(out, "{before}")?;
-                    }
-                    let line = match format {
-                        Format::Json => json::line(&span),
-                        _ => text::line(&span, color),
-                    };
-                    writeln!(out, "{line}")?;
-                }
+            Ok((span, asked)) => {
+                layout.take(span, asked, format, color, &mut out)?;
                 if flushed.elapsed() < FLUSH {
                     continue;
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                let before = folded.as_mut().and_then(Folded::end);
-                let left = trees.as_mut().map(|trees| trees.finish(color)).unwrap_or_default();
-                for line in before.into_iter().chain(left) {
-                    writeln!(out, "{line}")?;
-                }
+                layout.finish(color, &mut out)?;
                 return out.flush();
             }
         }
-        if let Some(before) = folded.as_mut().and_then(Folded::look) {
-            writeln!(out, "{before}")?;
-        }
+        layout.look(color, &mut out)?;
         out.flush()?;
         flushed = Instant::now();
     }
+}
+
+enum Layout {
+    Lines,
+    Folded(Folded),
+    /// With when it began.
+    Trees(Trees, Instant),
+}
+
+impl Layout {
+    fn take(
+        &mut self,
+        span: Span,
+        asked: bool,
+        format: Format,
+        color: bool,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
+        match self {
+            Layout::Lines if format == Format::Json => return writeln!(out, "{}", json::line(&span)),
+            Layout::Lines => {}
+            Layout::Folded(folded) => match folded.take(&span) {
+                Fold::New(before) => put(before, out)?,
+                Fold::More => return Ok(()),
+            },
+            Layout::Trees(trees, began) => {
+                trees.add(span, asked, nanoseconds(*began));
+                return self.look(color, out);
+            }
+        }
+        writeln!(out, "{}", text::line(&span, color))
+    }
+
+    /// What is told when some time has passed.
+    fn look(&mut self, color: bool, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Layout::Lines => Ok(()),
+            Layout::Folded(folded) => put(folded.look(), out),
+            Layout::Trees(trees, began) => {
+                let now = nanoseconds(*began);
+                std::iter::from_fn(|| trees.poll(now, color)).try_for_each(|lines| put(lines, out))
+            }
+        }
+    }
+
+    fn finish(&mut self, color: bool, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Layout::Lines => Ok(()),
+            Layout::Folded(folded) => put(folded.end(), out),
+            Layout::Trees(trees, _) => put(trees.finish(color), out),
+        }
+    }
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    since.elapsed().as_nanos().try_into().unwrap_or(u64::MAX)
+}
+
+fn put(lines: impl IntoIterator<Item = String>, out: &mut dyn Write) -> io::Result<()> {
+    lines.into_iter().try_for_each(|line| writeln!(out, "{line}"))
 }
 
 /// Lines that are alike, but for time, duration and size.
