@@ -139,16 +139,6 @@ impl Chain {
         Services::start(name, stacks, all).trace("trace", &[])
     }
 
-    fn load(
-        &self,
-        requests: usize,
-        concurrency: usize,
-        family: &str,
-        more: &[&str],
-    ) -> BTreeMap<String, String> {
-        self.services.load(requests, concurrency, family, more)
-    }
-
     fn finish(mut self) -> Told {
         for service in &mut self.services.all {
             service.process.signal(Signal::TERM);
@@ -367,7 +357,7 @@ fn passes_on(name: &str, stacks: &[(Stack, &[&str])], family: &str, all: &[&str]
     let chain = Chain::start(name, stacks, all);
     let mut sent = BTreeMap::new();
     for (requests, concurrency) in LOADS {
-        sent.extend(chain.load(requests, concurrency, family, &[]));
+        sent.extend(chain.services.load(requests, concurrency, family, &[]));
     }
     let told = chain.finish();
     let (requests, calls) = (sent.len(), stacks.len() - 1);
@@ -407,7 +397,7 @@ fn threads_that_serve_one_request_at_a_time_are_evidence() {
     let chain = Chain::start("threads", &stacks, &["--pass", "none", "--cron", "20", "--name", "x"]);
     let mut sent = BTreeMap::new();
     for (requests, concurrency) in [(50, 1), (200, 10)] {
-        sent.extend(chain.load(requests, concurrency, "none", &[]));
+        sent.extend(chain.services.load(requests, concurrency, "none", &[]));
     }
     let told = chain.finish();
     let parents = told.check(&sent);
@@ -424,7 +414,7 @@ fn services_that_do_many_things_at_once_get_no_wrong_parents() {
     let chain = Chain::start("nothing", &stacks, &["--pass", "none", "--name", "x"]);
     let mut sent = BTreeMap::new();
     for (requests, concurrency) in LOADS {
-        sent.extend(chain.load(requests, concurrency, "none", &["--prefix", "/slow/2"]));
+        sent.extend(chain.services.load(requests, concurrency, "none", &["--prefix", "/slow/2"]));
     }
     let told = chain.finish();
     let parents = told.check(&sent);
@@ -451,8 +441,8 @@ fn retries_fans_queues_and_what_comes_late_get_no_wrong_parents() {
                 let name = format!("{mode}-{family}-{stack:?}");
                 let chain = Chain::start(&name, &stacks, &["--pass", family]);
                 let fails = if mode == "retry" { "/fail-leaf" } else { "" };
-                let mut sent = chain.load(20, 1, family, &["--prefix", fails]);
-                sent.extend(chain.load(60, 20, family, &["--prefix", fails]));
+                let mut sent = chain.services.load(20, 1, family, &["--prefix", fails]);
+                sent.extend(chain.services.load(60, 20, family, &["--prefix", fails]));
                 let told = chain.finish();
                 let parents = told.check(&sent);
                 assert_eq!(parents.requests[1], 0, "{name}: {parents:?}");
@@ -472,8 +462,8 @@ fn requests_that_are_handed_over_get_no_wrong_parents() {
             let first: &[&str] = &["--mode", mode];
             let name = format!("handover-{mode}-{family}");
             let chain = Chain::start(&name, &[(Handover, first), (Threads, NONE)], &["--pass", family]);
-            let mut sent = chain.load(50, 1, family, &[]);
-            sent.extend(chain.load(200, 20, family, &[]));
+            let mut sent = chain.services.load(50, 1, family, &[]);
+            sent.extend(chain.services.load(200, 20, family, &[]));
             let told = chain.finish();
             let parents = told.check(&sent);
             let linked = if family == "none" { 0 } else { sent.len() };
@@ -491,8 +481,8 @@ fn what_fails_deep_in_a_chain_is_seen_in_one_screen() {
     let capture = capture.path("chain.capture").display().to_string();
     let services = Services::start("screen", &stacks, &["--pass", "traceparent"]);
     let chain = services.trace("record", &["--out", &capture]);
-    chain.load(50, 10, "traceparent", &[]);
-    chain.load(1, 1, "traceparent", &["--prefix", "/fail-deep", "--any"]);
+    chain.services.load(50, 10, "traceparent", &[]);
+    chain.services.load(1, 1, "traceparent", &["--prefix", "/fail-deep", "--any"]);
     chain.finish();
     let replay = |arguments: &[&str]| {
         let mut command = Command::new(program("tracer"));
@@ -537,7 +527,7 @@ fn explain_says_what_a_process_passes_on() {
         let chain = Chain::start(&name, &[(stack, NONE), (Go, NONE)], &["--pass", pass]);
         let process = chain.services.all[0].process.id();
         let explained = explain(process, "4s", || {
-            chain.load(30, 3, "traceparent", &[]);
+            chain.services.load(30, 3, "traceparent", &[]);
         });
         let traces = &explained["traces"];
         assert_eq!(traces["verdict"], verdict, "{traces}");
@@ -562,7 +552,7 @@ fn services_that_ran_before_the_tracer_are_joined() {
         let services = Services::start(name, &FIVE, &["--pass", pass]);
         let before = services.load(100, 10, pass, &[]);
         let chain = services.trace("trace", &[]);
-        let sent = chain.load(200, 10, pass, &[]);
+        let sent = chain.services.load(200, 10, pass, &[]);
         let mut told = chain.finish();
         let since = |line: &&str| !before.contains_key(root(line.split(' ').nth(1).expect("a path")));
         told.log = told.log.lines().filter(since).map(|line| format!("{line}\n")).collect();

@@ -143,7 +143,7 @@ async fn serve(State(service): State<Arc<Service>>, uri: Uri, headers: HeaderMap
     match service.options.mode {
         Mode::Stream => service.stream(path, headers),
         Mode::Late => {
-            time::sleep(delay(&path)).await;
+            work(&path).await;
             let answer = service.answer(&path, StatusCode::OK);
             if service.calling() {
                 tokio::spawn(async move {
@@ -155,16 +155,17 @@ async fn serve(State(service): State<Arc<Service>>, uri: Uri, headers: HeaderMap
         }
         _ => {
             let status = service.calls(&path, &headers).await;
-            time::sleep(delay(&path)).await;
+            work(&path).await;
             service.answer(&path, status)
         }
     }
 }
 
-/// How long to wait before answering `/slow/MS/...`.
-fn delay(path: &str) -> Duration {
+/// What the service is busy with, for as long as `/slow/MS/...` says: nobody waits here for something else.
+async fn work(path: &str) {
     let slow = path.strip_prefix("/slow/").and_then(|rest| rest.split_once('/'));
-    Duration::from_millis(slow.and_then(|(duration, _)| duration.parse().ok()).unwrap_or(0))
+    let duration = slow.and_then(|(duration, _)| duration.parse().ok()).unwrap_or(0);
+    time::sleep(Duration::from_millis(duration)).await;
 }
 
 impl Service {
@@ -253,7 +254,7 @@ impl Service {
                 service.call(format!("{path}/{}", sent - 1), sent - 1, &headers).await;
             }
             if sent == CHUNKS {
-                time::sleep(delay(&path)).await;
+                work(&path).await;
                 service.told("SERVER", &path, 200);
                 return None;
             }
