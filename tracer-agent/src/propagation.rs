@@ -32,11 +32,15 @@ pub struct Context {
 impl Context {
     /// Whether both say the same, as far as they say it: some families have half of a trace id.
     fn agrees(&self, other: &Context) -> bool {
-        let [ours, theirs] = [self.trace, other.trace].map(u128::from_be_bytes);
-        let half = |trace: u128| trace >> 64 == 0;
-        let same = ours == theirs || ours as u64 == theirs as u64 && (half(ours) || half(theirs));
-        same && (self.span.is_none() || other.span.is_none() || self.span == other.span)
+        is_one_trace(self.trace, other.trace)
+            && (self.span.is_none() || other.span.is_none() || self.span == other.span)
     }
+}
+
+/// Whether both ids are of one trace, where some know its lower half alone.
+pub fn is_one_trace(one: [u8; 16], other: [u8; 16]) -> bool {
+    let [one, other] = [one, other].map(u128::from_be_bytes);
+    one == other || one as u64 == other as u64 && (one >> 64 == 0 || other >> 64 == 0)
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

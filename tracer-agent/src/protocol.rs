@@ -9,6 +9,7 @@ mod http1;
 mod http2;
 pub mod known;
 
+pub use self::http::is_token;
 use smallvec::SmallVec;
 pub use smol_str::SmolStr as Text;
 pub use tracer_common::connection::Framing;

@@ -511,7 +511,7 @@ impl Stitch {
             found.iter().partition(|candidate| candidate.evidence == Evidence::Thread);
         let read_it = |one: &&Await| by_thread.iter().any(|other| other.number == one.number);
         // It says who it is for, and that is not the one that its thread has read.
-        let for_another = !by_ids.is_empty() || former && !crowded;
+        let for_another = !crowded && (!by_ids.is_empty() || former);
         let strange = for_another && !by_thread.is_empty() && !by_ids.iter().any(read_it);
         let by_ids = !by_ids.is_empty() || crowded;
         let habits = self.processes.get(process);
@@ -520,7 +520,7 @@ impl Stitch {
         habits.called += 1;
         habits.passed_on += u64::from(by_ids);
         habits.last_call = habits.last_call.max(time);
-        if strange && !crowded {
+        if strange {
             habits.threads_lost.get_or_insert("a thread works for a request that it did not read");
         }
         self.calls.insert((process, time, number));
@@ -699,9 +699,7 @@ impl Stitch {
     fn put_out(&mut self, node: &Node, done: Done) -> Known {
         let habits = self.processes.get(node.process);
         let decided = node.decide(habits.threads_lost.is_none() && done.one_thread);
-        habits.parents[decided.evidence as usize] += 1;
         let proven = node.on_thread && done.one_thread && habits.threads_lost.is_none();
-        self.links.parents[decided.evidence as usize] += 1;
         self.links.ambiguous += u64::from(decided.ambiguous);
         let trace = decided.parent.map(|parent| parent.trace).or(node.trace());
         let trace = trace.unwrap_or_else(|| random(&mut self.ids));
@@ -712,8 +710,7 @@ impl Stitch {
         (span.trace, span.id, span.trace_flags) = (trace, id, flags);
         span.parent = decided.parent.map(|parent| parent.id);
         span.links.extend(decided.links.into_iter().map(|known| Link { trace: known.trace, span: known.id }));
-        span.attributes.push(Attribute::word("tracer.parent.evidence", decided.evidence.name()));
-        self.output.push_back(span);
+        self.send(span, node.process, decided.evidence);
         Known { trace, id, flags, start: node.start, end: done.end, proven }
     }
 
@@ -725,9 +722,15 @@ impl Stitch {
         span.trace_flags = context.map_or(1, |context| context.flags);
         span.parent = context.and_then(|context| context.span);
         let evidence = if span.parent.is_some() { Evidence::Header } else { Evidence::None };
+        let process = span.resource.process;
+        self.send(span, process, evidence);
+    }
+
+    /// A span that has its ids goes, and is counted by what its parent rests on.
+    fn send(&mut self, mut span: Span, process: u32, evidence: Evidence) {
         span.attributes.push(Attribute::word("tracer.parent.evidence", evidence.name()));
         self.links.parents[evidence as usize] += 1;
-        self.processes.get(span.resource.process).parents[evidence as usize] += 1;
+        self.processes.get(process).parents[evidence as usize] += 1;
         self.output.push_back(span);
     }
 }

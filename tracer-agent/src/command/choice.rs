@@ -9,7 +9,7 @@ use tracer_agent::{
     filter::{Filter, StatusPattern, glob},
     live::select::Selection,
     propagation::CORRELATION,
-    protocol::PROTOCOLS,
+    protocol::{PROTOCOLS, is_token},
     stitch::Parents,
 };
 
@@ -135,8 +135,7 @@ impl StitchingArguments {
 
 /// The name of a header, in lower case.
 fn header(name: &str) -> Result<String, String> {
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if name.is_empty() || !name.bytes().all(token) {
+    if name.is_empty() || !name.bytes().all(is_token) {
         return Err(format!("`{name}` is no name of a header"));
     }
     const OTHERS: [&str; 6] =

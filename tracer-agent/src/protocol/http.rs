@@ -148,6 +148,11 @@ pub(super) fn response(status: u16, stream: Option<&'static str>, notes: Attribu
     }
 }
 
+/// Whether methods and names of fields can have it (RFC 9110, section 5.6.2).
+pub fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 /// Whether content is a stream of events, by its type.
 pub(super) fn is_event_stream(content_type: &[u8]) -> bool {
     let kind = content_type.split(|byte| *byte == b';').next().unwrap_or_default();

@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 
 use super::table::{Await, Known, Node, Told};
-use crate::protocol::Kind;
+use crate::{propagation::is_one_trace, protocol::Kind};
 
 /// Why a span has its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,18 +129,12 @@ impl Node {
             return Decided { ambiguous: true, ..Decided::root() };
         }
         for evidence in [Evidence::Header, Evidence::Correlation] {
-            // Those that had been answered before are none.
-            let mut class: SmallVec<[Await; 2]> = self
-                .awaits
-                .iter()
-                .filter(|awaited| awaited.evidence == evidence)
-                .filter(|awaited| awaited.told.known().is_none_or(|known| known.is_busy_at(self.start)))
-                .copied()
+            let same = self.busy(evidence).any(|awaited| awaited.same);
+            let busy: SmallVec<[Told; 2]> = self
+                .busy(evidence)
+                .filter(|awaited| awaited.same || !same)
+                .map(|awaited| awaited.told)
                 .collect();
-            if class.iter().any(|awaited| awaited.same) {
-                class.retain(|awaited| awaited.same);
-            }
-            let busy: SmallVec<[Told; 2]> = class.into_iter().map(|awaited| awaited.told).collect();
             if let [told] = busy[..]
                 && !self.doubtful
             {
@@ -174,13 +168,15 @@ impl Node {
 
     /// The one request that its thread was busy with, if that is proved.
     fn on_thread(&self, threads: bool) -> Option<Known> {
-        let mut busy = self
-            .awaits
-            .iter()
-            .filter(|awaited| awaited.evidence == Evidence::Thread)
-            .filter(|awaited| awaited.told.known().is_none_or(|known| known.is_busy_at(self.start)));
+        let mut busy = self.busy(Evidence::Thread);
         let (first, second) = (busy.next()?, busy.next());
         first.told.known().filter(|known| threads && known.proven && second.is_none())
+    }
+
+    /// Those that may be its reason: what had been answered before is not.
+    fn busy(&self, evidence: Evidence) -> impl Iterator<Item = &Await> {
+        let awaits = self.awaits.iter().filter(move |awaited| awaited.evidence == evidence);
+        awaits.filter(|awaited| awaited.told.known().is_none_or(|known| known.is_busy_at(self.start)))
     }
 
     /// Whether it can be of the same trace.
@@ -208,10 +204,4 @@ impl Node {
         let tells = server.on_thread && !server.aside && !self.shared;
         (same && tells).then(|| Await::of(number, Evidence::Thread))
     }
-}
-
-/// Whether both ids are of one trace, where some know its lower half alone.
-fn is_one_trace(one: [u8; 16], other: [u8; 16]) -> bool {
-    let [one, other] = [one, other].map(u128::from_be_bytes);
-    one == other || one as u64 == other as u64 && (one >> 64 == 0 || other >> 64 == 0)
 }

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::{Alone, Begin, Evidence, Habits};
 use crate::{connection::Spot, noise::Noise, propagation::Context, protocol::Kind, span::Span};
 
-/// Ids of spans that are remembered: the oldest go.
+/// Ids that are remembered: the oldest go.
 const TAKEN_MAX: usize = 65536;
 
 /// More candidates than these are not told from each other by anything that comes later.
@@ -216,12 +216,38 @@ pub(super) struct Candidates {
 /// How often an id of a request may come to a process. One that comes more often is none.
 const OFTEN: u32 = 64;
 
+/// What is known by ids, as many as [`TAKEN_MAX`].
+struct Recent<K, V> {
+    known: BTreeMap<K, V>,
+    /// The oldest first.
+    order: VecDeque<K>,
+}
+
+impl<K, V> Default for Recent<K, V> {
+    fn default() -> Self {
+        Self { known: BTreeMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<K: Ord + Copy, V> Recent<K, V> {
+    /// What is known, or else from now on.
+    fn entry(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
+        if self.order.len() >= TAKEN_MAX
+            && !self.known.contains_key(&key)
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        self.known.entry(key).or_insert_with(|| {
+            self.order.push_back(key);
+            make()
+        })
+    }
+}
+
 /// How the ids came into each process that heads have named there.
 #[derive(Default)]
-pub(super) struct Origins {
-    known: BTreeMap<(u32, Key), Origin>,
-    order: VecDeque<(u32, Key)>,
-}
+pub(super) struct Origins(Recent<(u32, Key), Origin>);
 
 struct Origin {
     /// When a call went out with it first.
@@ -249,10 +275,11 @@ impl Origins {
     pub(super) fn note(&mut self, number: u64, node: &Node, other: Option<&Node>) {
         let comes_back = other.is_some_and(|other| other.process == node.process);
         for key in node.keys() {
-            let place = (node.process, key);
-            let origin = self.known.entry(place).or_insert_with(|| {
-                self.order.push_back(place);
-                Origin { called: u64::MAX, brought: SmallVec::new(), served: 0, hidden: false }
+            let origin = self.0.entry((node.process, key), || Origin {
+                called: u64::MAX,
+                brought: SmallVec::new(),
+                served: 0,
+                hidden: false,
             });
             match node.kind {
                 Kind::Client => {
@@ -270,24 +297,19 @@ impl Origins {
                 }
             }
         }
-        while self.order.len() > TAKEN_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.known.remove(&oldest);
-        }
     }
 
     /// The end of a request was not seen.
     pub(super) fn hide(&mut self, node: &Node) {
         for key in node.keys() {
-            if let Some(origin) = self.known.get_mut(&(node.process, key)) {
+            if let Some(origin) = self.0.known.get_mut(&(node.process, key)) {
                 origin.hidden = true;
             }
         }
     }
 
     fn of(&self, process: u32, key: Key) -> Option<&Origin> {
-        self.known.get(&(process, key))
+        self.0.known.get(&(process, key))
     }
 
     /// What a call waits for if this request, that was told of after it, may be its reason: ids that the process
@@ -373,36 +395,20 @@ impl Serving {
     }
 }
 
-/// Ids of spans that heads have named.
+/// Ids of spans that heads have named, with the exchange that was the first to name each.
 #[derive(Default)]
-pub(super) struct Taken {
-    /// The exchange that was the first to name it.
-    first: BTreeMap<([u8; 16], [u8; 8]), u64>,
-    order: VecDeque<([u8; 16], [u8; 8])>,
-}
+pub(super) struct Taken(Recent<([u8; 16], [u8; 8]), u64>);
 
 impl Taken {
     /// A request has come with it: it is somebody else's.
     pub(super) fn note(&mut self, trace: [u8; 16], span: [u8; 8], number: u64) {
-        self.first.entry((trace, span)).or_insert_with(|| {
-            self.order.push_back((trace, span));
-            number
-        });
-        if self.order.len() > TAKEN_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.first.remove(&oldest);
-        }
+        self.0.entry((trace, span), || number);
     }
 
     /// A call goes out with it. Whether nobody was named so before, but by the other end of the same call.
     pub(super) fn take(&mut self, trace: [u8; 16], span: [u8; 8], number: u64, other: Option<u64>) -> bool {
-        let fresh = match self.first.get(&(trace, span)) {
-            None => true,
-            Some(first) => Some(*first) == other,
-        };
-        self.note(trace, span, number);
-        fresh
+        let first = *self.0.entry((trace, span), || number);
+        first == number || Some(first) == other
     }
 }
 

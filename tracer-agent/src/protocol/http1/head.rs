@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use super::{
     super::{
         Attribute, Attributes, Kind, RequestHead, ResponseHead, Shown, Verdict, grpc,
-        http::{self, Asked, METHODS, Target, is_event_stream},
+        http::{self, Asked, METHODS, Target, is_event_stream, is_token},
     },
     Method,
 };
@@ -463,11 +463,6 @@ impl<'a> Fields<'a> {
         self.transfer_encoding = true;
         self.chunked = coding.eq_ignore_ascii_case(b"chunked");
     }
-}
-
-/// RFC 9110, section 5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn is_control(byte: u8) -> bool {
