@@ -1,20 +1,99 @@
 //! What the agent tells the probes, and the counters that the probes answer with.
 
-/// What a process meets of the selection: the values of the selection map by process id. It is
-/// chosen when it meets every kind that the selection has.
-pub mod selected {
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Kinds of conditions that a rule of the selection can have, by their place in [`Met`].
+pub mod condition {
     /// Named by its process id, or a child of one that is.
-    pub const PID: u32 = 1;
+    pub const PID: usize = 0;
     /// Its name, or that of its executable file.
-    pub const COMMAND: u32 = 2;
+    pub const COMMAND: usize = 1;
     /// Its executable file.
-    pub const EXECUTABLE: u32 = 4;
+    pub const EXECUTABLE: usize = 2;
     /// It listens on a port.
-    pub const PORT: u32 = 8;
+    pub const PORT: usize = 3;
     /// It is in a cgroup.
-    pub const CGROUP: u32 = 16;
-    /// What another program does not change.
-    pub const SURVIVES_EXEC: u32 = PID | CGROUP;
+    pub const CGROUP: usize = 4;
+    pub const COUNT: usize = 5;
+}
+
+/// Rules that a selection can have: a bit each.
+pub const RULES_MAX: usize = 32;
+
+/// By kind of condition, the rules that a process meets the condition of.
+pub type Met = [u32; condition::COUNT];
+
+/// What of [`Met`] another program does not change.
+#[inline(always)]
+pub fn surviving_exec(met: &Met) -> Met {
+    [met[condition::PID], 0, 0, 0, met[condition::CGROUP]]
+}
+
+/// Who is chosen: processes that meet all conditions of an including rule, and not all of an excluding one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Rules {
+    /// By kind, the rules that have no such condition.
+    pub free: Met,
+    /// By kind, the rules of whose condition the agent knows more than the probes.
+    pub by_agent: Met,
+    pub include: u32,
+    pub exclude: u32,
+}
+
+/// What became of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// By which rules.
+    Chosen(u32),
+    /// The agent has to look at it.
+    Undecided,
+    No,
+}
+
+impl Rules {
+    /// What comes of what a process is known to meet.
+    #[inline(always)]
+    pub fn choose(&self, met: &Met) -> Choice {
+        let (mut sure, mut possible) = (u32::MAX, u32::MAX);
+        let mut kind = 0;
+        while kind < condition::COUNT {
+            let known = met[kind] | self.free[kind];
+            sure &= known;
+            possible &= known | self.by_agent[kind];
+            kind += 1;
+        }
+        if sure & self.exclude != 0 || possible & self.include == 0 {
+            Choice::No
+        } else if possible & self.exclude != 0 || sure & self.include == 0 {
+            Choice::Undecided
+        } else {
+            Choice::Chosen(sure & self.include)
+        }
+    }
+
+    /// As [`Self::choose`], for the agent: what it does not find met is not.
+    pub fn chosen(&self, met: &Met) -> u32 {
+        match (Self { by_agent: Met::default(), ..*self }).choose(met) {
+            Choice::Chosen(rules) => rules,
+            Choice::Undecided | Choice::No => 0,
+        }
+    }
+
+    /// Whether any rule has a condition of the kind.
+    #[inline(always)]
+    pub fn uses(&self, kind: usize) -> bool {
+        (self.include | self.exclude) & !self.free[kind] != 0
+    }
+}
+
+/// A process in the selection map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Selected {
+    pub met: Met,
+    /// The rules by which it is chosen; 0 if it is not.
+    pub chosen: u32,
 }
 
 /// Names are looked up with so many bytes, the last of them zero.
@@ -64,4 +143,64 @@ pub enum Counter {
 
 impl Counter {
     pub const COUNT: u32 = 11;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rule 0 asks for a name, rule 1 for a name and a port, rule 2 excludes a file.
+    fn rules() -> Rules {
+        let mut free = [0; condition::COUNT];
+        for (kind, free) in free.iter_mut().enumerate() {
+            let asked: &[u32] = match kind {
+                condition::COMMAND => &[0, 1],
+                condition::PORT => &[1],
+                condition::EXECUTABLE => &[2],
+                _ => &[],
+            };
+            *free = asked.iter().fold(u32::MAX, |free, rule| free & !(1 << rule));
+        }
+        Rules { free, by_agent: Met::default(), include: 0b011, exclude: 0b100 }
+    }
+
+    fn met(values: &[(usize, u32)]) -> Met {
+        let mut met = Met::default();
+        values.iter().for_each(|(kind, rules)| met[*kind] = *rules);
+        met
+    }
+
+    #[test]
+    fn all_conditions_of_one_rule_choose() {
+        let rules = rules();
+        assert_eq!(rules.choose(&met(&[])), Choice::No);
+        assert_eq!(rules.choose(&met(&[(condition::COMMAND, 0b01)])), Choice::Chosen(0b01));
+        assert_eq!(rules.choose(&met(&[(condition::COMMAND, 0b10)])), Choice::No);
+        let both = met(&[(condition::COMMAND, 0b11), (condition::PORT, 0b10)]);
+        assert_eq!(rules.choose(&both), Choice::Chosen(0b11));
+        // Conditions of different rules do not come together.
+        assert_eq!(rules.choose(&met(&[(condition::PORT, 0b10)])), Choice::No);
+        assert!(rules.uses(condition::EXECUTABLE) && !rules.uses(condition::CGROUP));
+    }
+
+    #[test]
+    fn what_excludes_wins() {
+        let excluded = met(&[(condition::COMMAND, 0b01), (condition::EXECUTABLE, 0b100)]);
+        assert_eq!(rules().choose(&excluded), Choice::No);
+    }
+
+    #[test]
+    fn the_agent_is_asked_where_it_can_change_the_answer() {
+        let mut rules = rules();
+        rules.by_agent[condition::PORT] = 0b10;
+        let name = met(&[(condition::COMMAND, 0b10)]);
+        assert_eq!(rules.choose(&name), Choice::Undecided);
+        assert_eq!(rules.chosen(&name), 0);
+        // One rule is enough, whatever becomes of the other.
+        assert_eq!(rules.choose(&met(&[(condition::COMMAND, 0b11)])), Choice::Chosen(0b01));
+        rules.by_agent[condition::EXECUTABLE] = 0b100;
+        assert_eq!(rules.choose(&met(&[(condition::COMMAND, 0b01)])), Choice::Undecided);
+        assert_eq!(rules.chosen(&met(&[(condition::COMMAND, 0b01)])), 0b01);
+        assert_eq!(rules.choose(&met(&[])), Choice::No);
+    }
 }

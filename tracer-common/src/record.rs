@@ -60,7 +60,7 @@ pub struct Process {
     pub header: Header,
     /// The process that forked it; else 0.
     pub parent: u32,
-    /// What it meets of the selection, see [`crate::config::selected`].
+    /// The rules of the selection by which it is chosen, a bit each; 0 if it is not.
     pub selected: u32,
     pub command: [u8; 16],
 }

@@ -7,30 +7,34 @@ use crate::{
 use aya_ebpf::{
     helpers::generated::bpf_get_smp_processor_id,
     macros::map,
-    maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use tracer_common::{
-    config::{Counter, File, NAME_SIZE},
+    config::{Counter, File, NAME_SIZE, Rules, Selected},
     connection::{ConnectionState, Frames, Quiet},
 };
 
-/// Processes that meet something of the selection: tgid to `tracer_common::config::selected`.
+/// Processes that meet something of the selection, by tgid.
 #[map]
-pub(crate) static SELECTED: HashMap<u32, u32> = HashMap::with_max_entries(65536, 0);
+pub(crate) static SELECTED: HashMap<u32, Selected> = HashMap::with_max_entries(65536, 0);
+
+/// Who is chosen; written by the agent.
+#[map]
+static RULES: Array<Rules> = Array::with_max_entries(1, 0);
 
 /// Processes that the agent has to look at, with what they have moved meanwhile by direction.
 #[map]
 pub(crate) static UNDECIDED: LruHashMap<u32, [u64; 2]> = LruHashMap::with_max_entries(16384, 0);
 
-/// What is chosen, each a set: names, files, ports, cgroups (by the inode of their folder).
+/// Names, files, ports and cgroups (by the inode of their folder) that rules ask for: which rules.
 #[map]
-pub(crate) static NAMES: HashMap<[u8; NAME_SIZE], u8> = HashMap::with_max_entries(1024, 0);
+pub(crate) static NAMES: HashMap<[u8; NAME_SIZE], u32> = HashMap::with_max_entries(1024, 0);
 #[map]
-pub(crate) static EXECUTABLES: HashMap<File, u8> = HashMap::with_max_entries(1024, 0);
+pub(crate) static EXECUTABLES: HashMap<File, u32> = HashMap::with_max_entries(1024, 0);
 #[map]
-pub(crate) static PORTS: HashMap<u16, u8> = HashMap::with_max_entries(1024, 0);
+pub(crate) static PORTS: HashMap<u16, u32> = HashMap::with_max_entries(1024, 0);
 #[map]
-pub(crate) static CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(4096, 0);
+pub(crate) static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(4096, 0);
 
 /// By thread, which message of a sendmmsg or recvmmsg comes next.
 #[map]
@@ -171,6 +175,12 @@ pub(crate) fn count(counter: Counter, amount: u64) {
         // SAFETY: an element of a per-CPU array, which no other CPU writes.
         unsafe { *total = (*total).wrapping_add(amount) }
     }
+}
+
+/// There is always one.
+#[inline(always)]
+pub(crate) fn rules() -> Option<&'static Rules> {
+    RULES.get(0)
 }
 
 #[inline(always)]

@@ -25,10 +25,10 @@ offsets! {
     CSS_SET_CGROUP CGROUP_ANCESTORS CGROUP_LEVEL CGROUP_NODE NODE_ID
 }
 
-// Of `tracer_common::config::selected`: what a process has to meet to be chosen, and which of that the
-// agent has a say in; the agent's own process; and whether connections are known by what the kernel calls
-// their socket, or by where it is (then the kernel gives no cookies to the programs that need them).
-offsets! { REQUIRED DECIDED_BY_AGENT OWN_PROCESS BY_ADDRESS }
+// Whether the agent has a say in who is chosen; the agent's own process; and whether connections are known
+// by what the kernel calls their socket, or by where it is (then the kernel gives no cookies to the programs
+// that need them).
+offsets! { DECIDED_BY_AGENT OWN_PROCESS BY_ADDRESS }
 offsets! {
     FRAMING_PREFIX_0 FRAMING_PREFIX_1 FRAMING_PREFIX_2 FRAMING_PREFIX_3 FRAMING_PREFIX_LENGTH
     FRAMING_HEADER FRAMING_LENGTH_AT FRAMING_LENGTH_SIZE FRAMING_KIND_AT FRAMING_KINDS FRAMING_CONTENT

@@ -6,14 +6,15 @@ use aya_ebpf::{
     macros::{btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
-use tracer_common::record::{Header, Process, kind};
+use tracer_common::{
+    config::Choice,
+    record::{Header, Process, kind},
+};
 
 use crate::{
     emit,
     memory::{Object, Typed, Untyped},
-    offset,
-    select::{self, Choice},
-    syscall,
+    offset, select, syscall,
 };
 
 /// (parent, child): before the child can run.
@@ -67,9 +68,9 @@ fn forked<O: Object>(parent: O, child: O) -> i32 {
     if parent_id == child_id {
         return 0; // a thread
     }
-    let (choice, met) = select::fork(parent_id, child_id, child);
+    let choice = select::fork(parent_id, child_id, child);
     let command = child.copy(offset!(TASK_COMM));
-    report(choice, kind::FORKED, child_id, parent_id, met, command);
+    report(choice, kind::FORKED, child_id, parent_id, command);
     0
 }
 
@@ -77,13 +78,13 @@ fn forked<O: Object>(parent: O, child: O) -> i32 {
 fn executed<O: Object>(task: O, binary: u64) -> i32 {
     let process: u32 = task.load(offset!(TASK_TGID));
     let before = select::is_chosen(process);
-    let (choice, met) = select::execute(process, binary);
+    let choice = select::execute(process, binary);
     let command = bpf_get_current_comm().unwrap_or_default();
-    if before && choice != Choice::Chosen {
+    if before && !matches!(choice, Choice::Chosen(_)) {
         // What it was is over.
-        tell(kind::EXECUTED, process, 0, met, command);
+        tell(kind::EXECUTED, process, 0, 0, command);
     }
-    report(choice, kind::EXECUTED, process, 0, met, command);
+    report(choice, kind::EXECUTED, process, 0, command);
     0
 }
 
@@ -97,10 +98,9 @@ fn exited<O: Object>(task: O) -> i32 {
     }
     let alive: i32 = task.follow(offset!(TASK_SIGNAL)).load(offset!(SIGNAL_LIVE));
     if alive == 0 {
-        let met = select::met(process);
         select::exit(process);
         if chosen {
-            tell(kind::EXITED, process, 0, met, [0; 16]);
+            tell(kind::EXITED, process, 0, 0, [0; 16]);
         }
     }
     0
@@ -109,8 +109,8 @@ fn exited<O: Object>(task: O) -> i32 {
 #[inline(always)]
 fn attached<O: Object>(task: O) -> i32 {
     let process: u32 = task.load(offset!(TASK_TGID));
-    let (choice, met) = select::attach(process, task);
-    report(choice, kind::CHOSEN, process, 0, met, task.copy(offset!(TASK_COMM)));
+    let choice = select::attach(process, task);
+    report(choice, kind::CHOSEN, process, 0, task.copy(offset!(TASK_COMM)));
     0
 }
 
@@ -118,16 +118,16 @@ fn attached<O: Object>(task: O) -> i32 {
 #[inline(always)]
 pub(crate) fn listens(port: u16) {
     let process = select::current();
-    let (choice, met) = select::listen(process, port);
-    report(choice, kind::CHOSEN, process, 0, met, bpf_get_current_comm().unwrap_or_default());
+    let choice = select::listen(process, port);
+    report(choice, kind::CHOSEN, process, 0, bpf_get_current_comm().unwrap_or_default());
 }
 
 #[inline(always)]
-fn report(choice: Choice, kind: u16, process: u32, parent: u32, met: u32, command: [u8; 16]) {
+fn report(choice: Choice, kind: u16, process: u32, parent: u32, command: [u8; 16]) {
     match choice {
-        Choice::Chosen => tell(kind, process, parent, met, command),
+        Choice::Chosen(rules) => tell(kind, process, parent, rules, command),
         Choice::Undecided => {
-            tell(kind::UNDECIDED, process, parent, met, command);
+            tell(kind::UNDECIDED, process, parent, 0, command);
             emit::wake_agent();
         }
         Choice::No => {}

@@ -160,8 +160,8 @@ pub(crate) fn run(
     recording: Option<PathBuf>,
 ) -> Result<Exit, Failure> {
     let selection = chosen.selection()?;
-    for pid in &selection.pids {
-        check_process(*pid)?;
+    for pid in selection.pids() {
+        check_process(pid)?;
     }
     let later = selection.may_match_later();
     let told = selection.to_string();

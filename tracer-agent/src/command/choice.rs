@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use globset::GlobMatcher;
 use tracer_agent::{
     filter::{Filter, StatusPattern, glob},
-    live::select::Selection,
+    live::select::{Selection, Wish},
     propagation::CORRELATION,
     protocol::{PROTOCOLS, is_token},
     stitch::Parents,
@@ -50,9 +50,14 @@ impl SelectionArguments {
             let error = anyhow!("--pid and a command exclude each other");
             return Err(Failure::new(Exit::Usage, error));
         }
-        let selection =
-            Selection::new(&self.pids, &self.commands, &self.executables, &self.ports, &self.cgroups, starts)
-                .or_exit(Exit::Usage)?;
+        let wish = Wish {
+            pids: self.pids.clone(),
+            commands: self.commands.clone(),
+            executables: self.executables.clone(),
+            ports: self.ports.clone(),
+            cgroups: self.cgroups.clone(),
+        };
+        let selection = Selection::of(&wish, starts).or_exit(Exit::Usage)?;
         if selection.is_empty() {
             let error = anyhow!(
                 "nothing is selected: name processes with --pid, --command, --exe, --port or --cgroup, \

@@ -15,7 +15,7 @@ use tracer_agent::{
         print::Printer,
         privileges,
         probes::Capture,
-        select::Selection,
+        select::{Selection, Wish},
         session::{Outputs, Session},
     },
     pipeline::Limits,
@@ -140,7 +140,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     }
     capture::check_process(arguments.pid)?;
     capture::check_place()?;
-    let selection = Selection::new(&[arguments.pid], &[], &[], &[], &[], false).or_exit(Exit::Usage)?;
+    let selection =
+        Selection::of(&Wish { pids: vec![arguments.pid], ..Wish::default() }, false).or_exit(Exit::Usage)?;
     let process = inspect::inspect(arguments.pid)
         .ok_or_else(|| anyhow!("there is no process {} any more", arguments.pid))
         .or_exit(Exit::Usage)?;

@@ -13,6 +13,8 @@ use tracer_agent::{
     },
 };
 
+use tracer_common::config::Met;
+
 use super::{Exit, Failure, choice::SelectionArguments, say};
 
 /// Processes that nearly match are shown up to this many.
@@ -75,12 +77,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(Exit::Fine)
 }
 
-fn listing(selection: &Selection, seen: BTreeMap<u32, (Seen, u32)>) -> Listing {
+fn listing(selection: &Selection, seen: BTreeMap<u32, (Seen, Met)>) -> Listing {
     let mut listing = Listing { matches: Vec::new(), nearly: Vec::new(), processes: seen.len() };
     for (pid, (seen, met)) in seen {
-        let (list, reason) = if selection.is_met(met) {
-            (&mut listing.matches, kinds(met))
-        } else if let Some(reason) = selection.nearly(pid, &seen, met) {
+        let (list, reason) = if selection.chosen(&met) != 0 {
+            (&mut listing.matches, kinds(&met))
+        } else if let Some(reason) = selection.nearly(pid, &seen, &met) {
             (&mut listing.nearly, reason)
         } else {
             continue;
@@ -97,12 +99,9 @@ fn listing(selection: &Selection, seen: BTreeMap<u32, (Seen, u32)>) -> Listing {
     listing
 }
 
-fn kinds(met: u32) -> String {
-    let names: Vec<&str> = KINDS
-        .iter()
-        .filter(|(kind, _)| met & kind != 0)
-        .map(|(_, flag)| flag.trim_start_matches('-'))
-        .collect();
+fn kinds(met: &Met) -> String {
+    let names: Vec<&str> =
+        KINDS.iter().zip(met).filter(|(_, met)| **met != 0).map(|(kind, _)| *kind).collect();
     names.join(", ")
 }
 

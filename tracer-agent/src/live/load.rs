@@ -1,14 +1,16 @@
 //! The probes: loaded one by one, attached, and taken away again. Nothing is pinned: when the
 //! program ends, in whatever way, the kernel drops them with its file descriptors.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, anyhow, bail};
 use aya::{
     Btf, BtfError, Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
     programs::{Program, ProgramError, ProgramInfo},
 };
 use tracer_common::{
-    config::{Counter, NAME_SIZE, selected},
+    config::{Counter, Met, NAME_SIZE, Rules, Selected, condition},
     connection::{self, ConnectionState, ignored},
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -16,7 +18,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{
     layout, privileges,
     probes::{self, Capture, FOLLOWERS, Follower, Refused},
-    select::Selection,
+    select::{Compared, Selection},
 };
 use crate::{
     pipeline::{Hush, Quiet},
@@ -36,7 +38,8 @@ pub struct Probes {
     /// What the kernel did not take.
     pub refused: Vec<Refused>,
     ebpf: Ebpf,
-    selected: HashMap<MapData, u32, u32>,
+    selected: HashMap<MapData, u32, Chosen>,
+    rules: Array<MapData, Ruled>,
     undecided: HashMap<MapData, u32, [u64; 2]>,
     connections: HashMap<MapData, u64, Kept>,
     counters: PerCpuArray<MapData, u64>,
@@ -52,6 +55,10 @@ const BPF_EXIST: u64 = 2;
 /// [`ConnectionState`] as bytes.
 type Kept = [u8; size_of::<ConnectionState>()];
 
+/// [`Selected`] and [`Rules`] as bytes.
+type Chosen = [u8; size_of::<Selected>()];
+type Ruled = [u8; size_of::<Rules>()];
+
 /// [`connection::Quiet`] as bytes.
 type Hushed = [u8; size_of::<connection::Quiet>()];
 
@@ -64,7 +71,7 @@ pub struct Wanted {
     pub capture: Option<Capture>,
     /// Tracepoints that are dealt with as if the kernel refused them, for tests.
     pub refuse: Vec<String>,
-    /// Also those that the selection does not ask for.
+    /// Also those that the selection does not ask for, and may ask for later.
     pub all: bool,
 }
 
@@ -127,13 +134,12 @@ impl Probes {
         for (name, offset) in offsets {
             loader.override_global(name, offset, true);
         }
-        let (required, by_agent, own, by_address) = (
-            selection.required(),
-            selection.decided_by_agent(),
+        let rules = selection.rules();
+        let (by_agent, own, by_address) = (
+            u32::from(wanted.all || rules.by_agent != Met::default()),
             std::process::id(),
             u32::from(capture.knows_by_address()),
         );
-        loader.override_global("REQUIRED", &required, true);
         loader.override_global("DECIDED_BY_AGENT", &by_agent, true);
         loader.override_global("OWN_PROCESS", &own, true);
         loader.override_global("BY_ADDRESS", &by_address, true);
@@ -153,6 +159,7 @@ impl Probes {
             capture,
             refused: Vec::new(),
             selected: typed(map(&mut ebpf, "SELECTED")?)?,
+            rules: Array::try_from(map(&mut ebpf, "RULES")?).map_err(anyhow::Error::new)?,
             undecided: typed(map(&mut ebpf, "UNDECIDED")?)?,
             connections: typed(map(&mut ebpf, "CONNECTIONS")?)?,
             counters: PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?).map_err(anyhow::Error::new)?,
@@ -160,10 +167,7 @@ impl Probes {
             ebpf,
         };
         // Before anything is attached: no process is missed.
-        fill(&mut probes.ebpf, "NAMES", selection.names())?;
-        fill(&mut probes.ebpf, "EXECUTABLES", selection.files().iter().copied())?;
-        fill(&mut probes.ebpf, "PORTS", selection.ports().iter().copied())?;
-        fill(&mut probes.ebpf, "CGROUPS", selection.cgroup_ids())?;
+        probes.set_rules(selection)?;
         for tracepoint in capture.tracepoints() {
             probes
                 .attach(tracepoint, wanted, btf)
@@ -171,7 +175,7 @@ impl Probes {
         }
         // Then those that choose: who is chosen is seen from the start.
         for Follower { tracepoint, without, only_for } in FOLLOWERS {
-            if only_for != 0 && required & only_for == 0 && !wanted.all {
+            if only_for.is_some_and(|kind| !rules.uses(kind)) && !wanted.all {
                 continue;
             }
             if let Err(reason) = probes.attach(tracepoint, wanted, btf) {
@@ -198,13 +202,36 @@ impl Probes {
         attach(program, tracepoint, btf).map_err(|error| explain(&name, error))
     }
 
-    /// What a process meets of the selection, as the probes know it.
-    pub fn met(&self, process: u32) -> u32 {
-        self.selected.get(&process, 0).unwrap_or(0)
+    /// Tells the probes whom to choose. Those that are chosen already stay so until they are looked at again.
+    pub fn set_rules(&mut self, selection: &Selection) -> Result<()> {
+        let Compared { names, files, ports, cgroups } = selection.compared();
+        fill(&mut self.ebpf, "NAMES", names)?;
+        fill(&mut self.ebpf, "EXECUTABLES", files)?;
+        fill(&mut self.ebpf, "PORTS", ports)?;
+        fill(&mut self.ebpf, "CGROUPS", cgroups)?;
+        let rules = selection.rules();
+        let bytes = <Ruled>::try_from(rules.as_bytes()).context("rules have another size")?;
+        self.rules.set(0, bytes, 0).context("the probes do not take the rules")
     }
 
-    pub fn select(&mut self, process: u32, met: u32) -> Result<()> {
-        self.selected.insert(process, met, 0).context("the selection is full")
+    /// What a process meets of the selection, as the probes know it, and the rules by which it is chosen.
+    pub fn selected(&self, process: u32) -> Selected {
+        let known = self.selected.get(&process, 0).ok();
+        known.and_then(|bytes| Selected::read_from_bytes(&bytes).ok()).unwrap_or_default()
+    }
+
+    pub fn select(&mut self, process: u32, selected: Selected) -> Result<()> {
+        if selected == Selected::default() {
+            self.deselect(process);
+            return Ok(());
+        }
+        let bytes = <Chosen>::try_from(selected.as_bytes()).context("a choice has another size")?;
+        self.selected.insert(process, bytes, 0).context("the selection is full")
+    }
+
+    /// All processes that the probes know something of.
+    pub fn known(&self) -> Vec<u32> {
+        self.selected.keys().flatten().collect()
     }
 
     /// The agent has looked at the process. Returns what it moved until then.
@@ -253,7 +280,10 @@ impl Probes {
 
     /// Whether a process is left that was named by its id, or a child of one.
     pub fn selects_by_id(&self) -> bool {
-        self.selected.iter().flatten().any(|(_, met)| met & selected::PID != 0)
+        let known = self.selected.iter().flatten();
+        known
+            .filter_map(|(_, bytes)| Selected::read_from_bytes(&bytes).ok())
+            .any(|known| known.met[condition::PID] != 0)
     }
 
     pub fn counters(&self) -> Result<[u64; Counter::COUNT as usize]> {
@@ -317,11 +347,16 @@ fn typed<K: aya::Pod, V: aya::Pod>(map: aya::maps::Map) -> Result<HashMap<MapDat
     Ok(HashMap::try_from(map)?)
 }
 
-fn fill<K: aya::Pod>(ebpf: &mut Ebpf, name: &str, keys: impl IntoIterator<Item = K>) -> Result<()> {
+/// Makes these the values of a map, and no others.
+fn fill<K: aya::Pod + Ord>(ebpf: &mut Ebpf, name: &str, values: BTreeMap<K, u32>) -> Result<()> {
     let map = ebpf.map_mut(name).ok_or_else(|| anyhow!("the probes have no map {name}"))?;
-    let mut map: HashMap<&mut MapData, K, u8> = HashMap::try_from(map)?;
-    for key in keys {
-        map.insert(key, 1, 0).context("the selection has too many values")?;
+    let mut map: HashMap<&mut MapData, K, u32> = HashMap::try_from(map)?;
+    let gone: Vec<K> = map.keys().flatten().filter(|key| !values.contains_key(key)).collect();
+    for key in gone {
+        let _ = map.remove(&key);
+    }
+    for (key, rules) in values {
+        map.insert(key, rules, 0).context("the selection has too many values")?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use tracer_common::config::selected;
+use tracer_common::config::condition;
 
 /// How bytes are seen, the best way first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -80,8 +80,8 @@ pub struct Follower {
     pub tracepoint: &'static str,
     /// What is not known without it.
     pub without: &'static str,
-    /// Kinds of the selection that ask for it; 0 if it is always there.
-    pub only_for: u32,
+    /// The kind of condition that asks for it, if it is not always there.
+    pub only_for: Option<usize>,
 }
 
 /// In the order in which they are attached.
@@ -89,37 +89,37 @@ pub const FOLLOWERS: [Follower; 7] = [
     Follower {
         tracepoint: "tcp_destroy_sock",
         without: "connections are not seen to end: what is open then is told at the end",
-        only_for: 0,
+        only_for: None,
     },
     Follower {
         tracepoint: "tcp_receive_reset",
         without: "a reset by the peer is not told from an orderly end",
-        only_for: 0,
+        only_for: None,
     },
     Follower {
         tracepoint: "inet_sock_set_state",
         without: "who ended a connection first is not known, and processes that begin to listen are not chosen",
-        only_for: 0,
+        only_for: None,
     },
     Follower {
         tracepoint: "sched_process_exit",
         without: "processes that have ended stay chosen",
-        only_for: 0,
+        only_for: None,
     },
     Follower {
         tracepoint: "sched_process_fork",
         without: "children of chosen processes are not traced",
-        only_for: 0,
+        only_for: None,
     },
     Follower {
         tracepoint: "sched_process_exec",
         without: "programs that start later are not chosen by their name or file",
-        only_for: 0,
+        only_for: None,
     },
     Follower {
         tracepoint: "cgroup_attach_task",
         without: "processes that move into a chosen cgroup are not traced",
-        only_for: selected::CGROUP,
+        only_for: Some(condition::CGROUP),
     },
 ];
 

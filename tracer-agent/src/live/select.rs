@@ -1,5 +1,5 @@
-//! What is to be traced: conditions on processes, and the processes that are there already. What starts
-//! later is chosen by the probes, and by this where they have to ask.
+//! What is to be traced: rules for processes, and the processes that are there already. What starts later is
+//! chosen by the probes, and by this where they have to ask.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,9 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use globset::GlobMatcher;
-use tracer_common::config::{File, NAME_SIZE, selected};
+use tracer_common::config::{File, Met, NAME_SIZE, RULES_MAX, Rules, condition};
 
 use super::{
     discover::{self, Seen},
@@ -21,18 +21,28 @@ use crate::filter;
 /// The kernel cuts the name of a process (`TASK_COMM_LEN`).
 const COMMAND_MAX: usize = 15;
 
-/// The kinds of conditions, by their bit.
-pub const KINDS: [(u32, &str); 5] = [
-    (selected::PID, "--pid"),
-    (selected::COMMAND, "--command"),
-    (selected::EXECUTABLE, "--exe"),
-    (selected::PORT, "--port"),
-    (selected::CGROUP, "--cgroup"),
-];
+/// What the kinds of conditions are called, by their place.
+pub const KINDS: [&str; condition::COUNT] = ["pid", "command", "exe", "port", "cgroup"];
 
-/// Values of one kind are alternatives; a process has to meet every kind that has values.
+/// What a rule asks for. Values of one kind are alternatives; a process has to meet every kind that has values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    pub pids: Vec<u32>,
+    pub commands: Vec<String>,
+    pub executables: Vec<String>,
+    pub ports: Vec<u16>,
+    pub cgroups: Vec<String>,
+}
+
+/// Processes that meet a rule that includes them, and none that excludes them.
 #[derive(Debug, Default)]
 pub struct Selection {
+    rules: Vec<Rule>,
+}
+
+/// A [`Wish`], understood.
+#[derive(Debug, Default)]
+pub struct Rule {
     pub pids: BTreeSet<u32>,
     commands: Vec<Pattern>,
     executables: Vec<Pattern>,
@@ -42,6 +52,7 @@ pub struct Selection {
     files: Vec<File>,
     /// Processes are named by what becomes of a command that is yet to be started.
     starts_command: bool,
+    excludes: bool,
 }
 
 /// A name or a path: as it is, or with `*`, `?`, `[…]` and `{…}`.
@@ -56,6 +67,15 @@ struct Cgroup {
     text: String,
     folder: PathBuf,
     id: u64,
+}
+
+/// What the probes compare, each with the rules that ask for it.
+#[derive(Debug, Default)]
+pub struct Compared {
+    pub names: BTreeMap<[u8; NAME_SIZE], u32>,
+    pub files: BTreeMap<File, u32>,
+    pub ports: BTreeMap<u16, u32>,
+    pub cgroups: BTreeMap<u64, u32>,
 }
 
 impl Pattern {
@@ -81,95 +101,216 @@ impl Pattern {
 }
 
 impl Selection {
-    pub fn new(
-        pids: &[u32],
-        commands: &[String],
-        executables: &[String],
-        ports: &[u16],
-        cgroups: &[String],
-        starts_command: bool,
-    ) -> Result<Self> {
+    /// One rule alone, or what becomes of a command.
+    pub fn of(wish: &Wish, starts_command: bool) -> Result<Self> {
+        let rule = Rule { starts_command, ..Rule::new(wish, false)? };
+        Ok(Self { rules: vec![rule] })
+    }
+
+    pub fn new(include: &[Wish], exclude: &[Wish]) -> Result<Self> {
+        ensure!(
+            include.len() + exclude.len() <= RULES_MAX,
+            "there are {} rules, and room for {RULES_MAX}",
+            include.len() + exclude.len()
+        );
+        let included = include.iter().map(|wish| Rule::new(wish, false));
+        let excluded = exclude.iter().map(|wish| Rule::new(wish, true));
+        Ok(Self { rules: included.chain(excluded).collect::<Result<_>>()? })
+    }
+
+    /// Probes that are tried with it choose no process.
+    pub fn of_nobody() -> Self {
+        Self { rules: vec![Rule { starts_command: true, ..Rule::default() }] }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rules.iter().all(|rule| rule.excludes || rule.kinds().is_empty())
+    }
+
+    /// Processes that are named by their ids.
+    pub fn pids(&self) -> BTreeSet<u32> {
+        self.including().flat_map(|rule| rule.pids.iter().copied()).collect()
+    }
+
+    /// The rules as the probes have them.
+    pub fn rules(&self) -> Rules {
+        let mut rules = Rules::default();
+        for (bit, rule) in self.bits() {
+            if rule.excludes {
+                rules.exclude |= bit;
+            } else {
+                rules.include |= bit;
+            }
+            let (asked, by_agent) = (rule.kinds(), rule.decided_by_agent());
+            for kind in 0..condition::COUNT {
+                if !asked.contains(&kind) {
+                    rules.free[kind] |= bit;
+                }
+                if by_agent.contains(&kind) {
+                    rules.by_agent[kind] |= bit;
+                }
+            }
+        }
+        rules
+    }
+
+    /// What the probes compare.
+    pub fn compared(&self) -> Compared {
+        let mut compared = Compared::default();
+        for (bit, rule) in self.bits() {
+            let names = rule.commands.iter().filter(|name| name.is_exact());
+            for name in names.filter_map(|name| name_key(&name.text)) {
+                *compared.names.entry(name).or_default() |= bit;
+            }
+            for file in &rule.files {
+                *compared.files.entry(*file).or_default() |= bit;
+            }
+            for port in &rule.ports {
+                *compared.ports.entry(*port).or_default() |= bit;
+            }
+            for cgroup in &rule.cgroups {
+                *compared.cgroups.entry(cgroup.id).or_default() |= bit;
+            }
+        }
+        compared
+    }
+
+    /// The rules by which a process is chosen that meets so much.
+    pub fn chosen(&self, met: &Met) -> u32 {
+        self.rules().chosen(met)
+    }
+
+    /// Whether processes that are not there yet, and no children of those that are, can be chosen.
+    pub fn may_match_later(&self) -> bool {
+        self.including().any(|rule| !rule.kinds().contains(&condition::PID))
+    }
+
+    /// A process that becomes the command meets this.
+    pub fn met_by_command(&self) -> Met {
+        let mut met = Met::default();
+        for (bit, _) in self.bits().filter(|(_, rule)| rule.starts_command) {
+            met[condition::PID] |= bit;
+        }
+        met
+    }
+
+    /// What a process meets by itself: its name, its file, its ports.
+    pub fn met_by(&self, process: &Seen) -> Met {
+        let mut met = Met::default();
+        for (bit, rule) in self.bits() {
+            for kind in rule.met_by(process) {
+                met[kind] |= bit;
+            }
+        }
+        met
+    }
+
+    /// All processes that are there, with what each meets; without this one.
+    pub fn scan(&self) -> Result<BTreeMap<u32, (Seen, Met)>> {
+        let own = std::process::id();
+        // By rule: processes that are meant by their ids, and those in its cgroups.
+        let mut named = Vec::new();
+        for (bit, rule) in self.bits() {
+            let descendants = match rule.pids.is_empty() {
+                true => BTreeSet::new(),
+                false => discover::with_descendants(&rule.pids)?,
+            };
+            let mut members = BTreeSet::new();
+            for cgroup in &rule.cgroups {
+                cgroup.members(&cgroup.folder, &mut members);
+            }
+            named.push((bit, descendants, members));
+        }
+        let all = discover::all()?;
+        Ok(all
+            .into_iter()
+            .filter(|process| *process != own)
+            .filter_map(|process| Some((process, Seen::of(process)?)))
+            .map(|(process, seen)| {
+                let mut met = self.met_by(&seen);
+                for (bit, descendants, members) in &named {
+                    if descendants.contains(&process) {
+                        met[condition::PID] |= bit;
+                    }
+                    if members.contains(&process) {
+                        met[condition::CGROUP] |= bit;
+                    }
+                }
+                (process, (seen, met))
+            })
+            .collect())
+    }
+
+    /// Why a process that is not chosen nearly is.
+    pub fn nearly(&self, process: u32, seen: &Seen, met: &Met) -> Option<String> {
+        let included = self.bits().filter(|(_, rule)| !rule.excludes);
+        included
+            .filter_map(|(bit, rule)| {
+                let meets = |kind: &usize| met[*kind] & bit != 0;
+                rule.nearly(process, seen, &rule.kinds().into_iter().filter(meets).collect::<Vec<_>>())
+            })
+            .next()
+    }
+
+    fn including(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().filter(|rule| !rule.excludes)
+    }
+
+    fn bits(&self) -> impl Iterator<Item = (u32, &Rule)> {
+        self.rules.iter().enumerate().map(|(index, rule)| (1 << index, rule))
+    }
+}
+
+impl Rule {
+    fn new(wish: &Wish, excludes: bool) -> Result<Self> {
         let patterns = |texts: &[String]| -> Result<Vec<Pattern>> {
             texts.iter().map(|text| Pattern::new(text)).collect()
         };
-        let executables = patterns(executables)?;
+        let executables = patterns(&wish.executables)?;
         Ok(Self {
-            pids: pids.iter().copied().collect(),
-            commands: patterns(commands)?,
+            pids: wish.pids.iter().copied().collect(),
+            commands: patterns(&wish.commands)?,
             files: executables
                 .iter()
                 .filter(|path| path.is_exact())
                 .filter_map(|path| discover::file(Path::new(&path.text)))
                 .collect(),
             executables,
-            ports: ports.iter().copied().collect(),
-            cgroups: cgroups.iter().map(|text| Cgroup::find(text)).collect::<Result<_>>()?,
-            starts_command,
+            ports: wish.ports.iter().copied().collect(),
+            cgroups: wish.cgroups.iter().map(|text| Cgroup::find(text)).collect::<Result<_>>()?,
+            starts_command: false,
+            excludes,
         })
     }
 
-    /// Probes that are tried with it choose no process.
-    pub fn of_nobody() -> Self {
-        Self { starts_command: true, ..Self::default() }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.required() == 0
-    }
-
-    /// What a process has to meet.
-    pub fn required(&self) -> u32 {
+    /// Kinds of conditions that it has.
+    fn kinds(&self) -> Vec<usize> {
         let kinds = [
-            (selected::PID, !self.pids.is_empty() || self.starts_command),
-            (selected::COMMAND, !self.commands.is_empty()),
-            (selected::EXECUTABLE, !self.executables.is_empty()),
-            (selected::PORT, !self.ports.is_empty()),
-            (selected::CGROUP, !self.cgroups.is_empty()),
+            (condition::PID, !self.pids.is_empty() || self.starts_command),
+            (condition::COMMAND, !self.commands.is_empty()),
+            (condition::EXECUTABLE, !self.executables.is_empty()),
+            (condition::PORT, !self.ports.is_empty()),
+            (condition::CGROUP, !self.cgroups.is_empty()),
         ];
-        kinds.into_iter().filter(|(_, used)| *used).map(|(kind, _)| kind).sum()
-    }
-
-    /// Whether what a process meets is enough for it to be chosen.
-    pub fn is_met(&self, met: u32) -> bool {
-        met & self.required() == self.required()
-    }
-
-    /// Whether processes that are not there yet, and no children of those that are, can meet it.
-    pub fn may_match_later(&self) -> bool {
-        self.required() & selected::PID == 0
+        kinds.into_iter().filter(|(_, used)| *used).map(|(kind, _)| kind).collect()
     }
 
     /// What the probes cannot tell alone: patterns, names that the kernel cuts, a file that a path leads
     /// to elsewhere (in a container, or after an upgrade), a port whose socket was handed over.
-    pub fn decided_by_agent(&self) -> u32 {
-        let mut kinds = self.required() & (selected::EXECUTABLE | selected::PORT);
-        if self.commands.iter().any(|name| !name.is_exact() || name.text.len() > COMMAND_MAX) {
-            kinds |= selected::COMMAND;
-        }
-        kinds
+    fn decided_by_agent(&self) -> Vec<usize> {
+        let by_agent = |kind: &usize| match *kind {
+            condition::EXECUTABLE | condition::PORT => true,
+            condition::COMMAND => {
+                self.commands.iter().any(|name| !name.is_exact() || name.text.len() > COMMAND_MAX)
+            }
+            _ => false,
+        };
+        self.kinds().into_iter().filter(by_agent).collect()
     }
 
-    /// Names that the probes compare.
-    pub fn names(&self) -> Vec<[u8; NAME_SIZE]> {
-        self.commands.iter().filter(|name| name.is_exact()).filter_map(|name| name_key(&name.text)).collect()
-    }
-
-    /// Files that the probes compare.
-    pub fn files(&self) -> &[File] {
-        &self.files
-    }
-
-    pub fn ports(&self) -> &BTreeSet<u16> {
-        &self.ports
-    }
-
-    pub fn cgroup_ids(&self) -> Vec<u64> {
-        self.cgroups.iter().map(|cgroup| cgroup.id).collect()
-    }
-
-    /// What a process meets by itself: its name, its file, its ports.
-    pub fn met_by(&self, process: &Seen) -> u32 {
-        let mut met = 0;
+    /// Kinds of which the process meets a condition by itself.
+    fn met_by(&self, process: &Seen) -> Vec<usize> {
+        let mut met = Vec::new();
         let names = [Some(process.command.as_str()), process.executable_name()];
         let by_name = |pattern: &Pattern| names.iter().flatten().any(|name| pattern.matches(name));
         // The kernel keeps the start of a name; the whole of it is in the command line.
@@ -180,56 +321,29 @@ impl Selection {
                 && process.words().contains(&pattern.text)
         };
         if self.commands.iter().any(|pattern| by_name(pattern) || by_long_name(pattern)) {
-            met |= selected::COMMAND;
+            met.push(condition::COMMAND);
         }
         // By its path, or as the same file by another.
         let is_same = |path: &str| self.executables.iter().any(|pattern| pattern.matches(path));
         let is_file = || process.file().is_some_and(|file| self.files.contains(&file));
         if !self.executables.is_empty() && (process.executable.as_deref().is_some_and(is_same) || is_file()) {
-            met |= selected::EXECUTABLE;
+            met.push(condition::EXECUTABLE);
         }
         if !self.ports.is_empty() && process.listening().iter().any(|port| self.ports.contains(port)) {
-            met |= selected::PORT;
+            met.push(condition::PORT);
         }
         met
     }
 
-    /// All processes that are there, with what each meets; without this one.
-    pub fn scan(&self) -> Result<BTreeMap<u32, (Seen, u32)>> {
-        let own = std::process::id();
-        let descendants = discover::with_descendants(&self.pids)?;
-        let mut members = BTreeSet::new();
-        for cgroup in &self.cgroups {
-            cgroup.members(&cgroup.folder, &mut members);
-        }
-        let all = discover::all()?;
-        Ok(all
-            .into_iter()
-            .filter(|process| *process != own)
-            .filter_map(|process| Some((process, Seen::of(process)?)))
-            .map(|(process, seen)| {
-                let mut met = self.met_by(&seen);
-                if descendants.contains(&process) {
-                    met |= selected::PID;
-                }
-                if members.contains(&process) {
-                    met |= selected::CGROUP;
-                }
-                (process, (seen, met))
-            })
-            .collect())
-    }
-
-    /// Why a process that is not chosen nearly is.
-    pub fn nearly(&self, process: u32, seen: &Seen, met: u32) -> Option<String> {
-        let missing = self.required() & !met;
-        let kinds = self.required().count_ones();
-        if missing.count_ones() != 1 {
-            return None;
-        }
+    /// Why a process that meets conditions of these kinds nearly meets all.
+    fn nearly(&self, process: u32, seen: &Seen, met: &[usize]) -> Option<String> {
+        let asked = self.kinds();
+        let kinds = asked.len();
+        let missing: Vec<usize> = asked.into_iter().filter(|kind| !met.contains(kind)).collect();
+        let [missing] = missing[..] else { return None };
         // With one kind alone everything would be one condition short.
         let unmet = match missing {
-            selected::COMMAND => {
+            condition::COMMAND => {
                 let close = self.commands.iter().find(|pattern| {
                     is_close(&pattern.text, &seen.command)
                         || seen.executable_name().is_some_and(|name| is_close(&pattern.text, name))
@@ -241,14 +355,14 @@ impl Selection {
                     _ => format!("its name is {}", seen.command),
                 })
             }
-            selected::EXECUTABLE => {
+            condition::EXECUTABLE => {
                 let path = seen.executable.as_deref().unwrap_or("unknown");
                 let last = |text: &str| text.rsplit('/').next().unwrap_or_default().to_owned();
                 let close =
                     self.executables.iter().any(|pattern| is_close(&last(&pattern.text), &last(path)));
                 (kinds > 1 || close).then(|| format!("its file is {path}"))
             }
-            selected::PORT => {
+            condition::PORT => {
                 let listening = seen.listening();
                 if listening.is_empty() {
                     let served = seen.served();
@@ -266,10 +380,10 @@ impl Selection {
                     (kinds > 1 || close).then(|| format!("it listens on {}", ports.join(", ")))
                 }
             }
-            selected::CGROUP if kinds > 1 => {
+            condition::CGROUP if kinds > 1 => {
                 Some(format!("its cgroup is {}", seen.cgroup.as_deref().unwrap_or("unknown")))
             }
-            selected::PID if kinds > 1 => Some("it is neither one of the processes nor a child".to_owned()),
+            condition::PID if kinds > 1 => Some("it is neither one of the processes nor a child".to_owned()),
             _ => None,
         };
         let thread = self.pids.iter().find(|id| discover::process_of_thread(**id) == Some(process));
@@ -281,6 +395,16 @@ impl Selection {
 }
 
 impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (excluding, including): (Vec<&Rule>, Vec<&Rule>) =
+            self.rules.iter().partition(|rule| rule.excludes);
+        let words = |rules: Vec<&Rule>| rules.iter().map(|rule| rule.to_string()).collect::<Vec<_>>();
+        f.write_str(&words(including).join(" or "))?;
+        if excluding.is_empty() { Ok(()) } else { write!(f, " but not {}", words(excluding).join(" or ")) }
+    }
+}
+
+impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut words: Vec<String> = Vec::new();
         words.extend(self.pids.iter().map(|pid| format!("--pid {pid}")));

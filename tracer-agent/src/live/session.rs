@@ -12,7 +12,10 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, RingBuf};
 use rustix::event::{Timespec, epoll};
 
-use tracer_common::{config::selected, record::Process};
+use tracer_common::{
+    config::{Met, Selected, surviving_exec},
+    record::Process,
+};
 use zerocopy::IntoBytes;
 
 use super::{
@@ -147,8 +150,8 @@ impl Session {
         for _ in 0..SCANS {
             let mut news = false;
             for (process, (seen, met)) in self.selection.scan()? {
-                let followed = self.selection.is_met(self.probes.met(process));
-                if met == 0 || followed || chosen.contains_key(&process) {
+                let followed = self.probes.selected(process).chosen != 0;
+                if met == Met::default() || followed || chosen.contains_key(&process) {
                     continue;
                 }
                 if self.choose(process, &seen, met)? {
@@ -165,19 +168,20 @@ impl Session {
 
     /// Chooses a process that is yet to become the command.
     pub fn select_new(&mut self, process: u32) -> Result<()> {
-        self.probes.select(process, selected::PID | self.probes.met(process))
+        let met = union(&self.probes.selected(process).met, &self.selection.met_by_command());
+        self.probes.select(process, Selected { met, chosen: self.selection.chosen(&met) })
     }
 
     /// Tells the probes what a process meets. Returns whether that is enough.
-    fn choose(&mut self, process: u32, seen: &Seen, met: u32) -> Result<bool> {
-        let met = met | self.probes.met(process);
-        let enough = self.selection.is_met(met);
+    fn choose(&mut self, process: u32, seen: &Seen, met: Met) -> Result<bool> {
+        let met = union(&met, &self.probes.selected(process).met);
+        let chosen = self.selection.chosen(&met);
         let now = clock::monotonic();
-        if enough {
+        if chosen != 0 {
             let mut command = [0; 16];
             let length = seen.command.len().min(command.len() - 1);
             command[..length].copy_from_slice(&seen.command.as_bytes()[..length]);
-            self.handle(&own::chosen(now, process, met, command))?;
+            self.handle(&own::chosen(now, process, chosen, command))?;
             for fact in facts::of(seen, process, now).into_iter().chain(facts::listening(seen, process, now))
             {
                 self.handle(&fact)?;
@@ -185,17 +189,17 @@ impl Session {
             self.chosen += 1;
             self.sockets.handle_chosen(process);
         }
-        self.probes.select(process, met)?;
+        self.probes.select(process, Selected { met, chosen })?;
         // It may have ended, or have become something else, before it was chosen: nobody would tell.
         match Seen::of(process) {
             Some(again) if again.command == seen.command && again.executable == seen.executable => {}
             Some(again) => {
-                let met = met & selected::SURVIVES_EXEC | self.selection.met_by(&again);
-                self.probes.select(process, met)?;
+                let met = union(&surviving_exec(&met), &self.selection.met_by(&again));
+                self.probes.select(process, Selected { met, chosen: self.selection.chosen(&met) })?;
             }
             None => self.probes.deselect(process),
         }
-        Ok(enough)
+        Ok(chosen != 0)
     }
 
     /// The probes ask whether a process is one of those that only the agent can tell.
@@ -206,7 +210,7 @@ impl Session {
             return Ok(());
         };
         let met = self.selection.met_by(&seen);
-        let chosen = met != 0 && self.choose(process, &seen, met)?;
+        let chosen = self.choose(process, &seen, met)?;
         let before = self.probes.decided(process);
         if chosen && before != [0; 2] {
             self.handle(&own::before(clock::monotonic(), process, before))?;
@@ -337,7 +341,7 @@ impl Session {
             }
             let bytes = &bytes[..size(bytes)];
             self.outputs.record(bytes);
-            let chosen = chosen(&record, &self.selection);
+            let chosen = chosen(&record);
             self.chosen += chosen.is_some() as u64;
             self.may_be_deserted |= matches!(record, Record::Process(Life::Exited, _));
             // A child is what its parent is, if that is known.
@@ -508,15 +512,17 @@ fn alarm(ring: &RingBuf<MapData>) -> Result<OwnedFd> {
 }
 
 /// The process that a record says was chosen.
-fn chosen(record: &Record<'_>, selection: &Selection) -> Option<Process> {
+fn chosen(record: &Record<'_>) -> Option<Process> {
     match record {
-        Record::Process(Life::Forked | Life::Executed | Life::Chosen, process)
-            if selection.is_met(process.selected) =>
-        {
+        Record::Process(Life::Forked | Life::Executed | Life::Chosen, process) if process.selected != 0 => {
             Some(*process)
         }
         _ => None,
     }
+}
+
+fn union(first: &Met, second: &Met) -> Met {
+    std::array::from_fn(|kind| first[kind] | second[kind])
 }
 
 /// The size in a record's header; the ring rounds up.
