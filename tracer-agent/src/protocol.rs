@@ -8,8 +8,10 @@ mod http;
 mod http1;
 mod http2;
 pub mod known;
+pub mod measure;
 
 pub use self::http::is_token;
+use self::measure::Measure;
 use smallvec::SmallVec;
 pub use smol_str::SmolStr as Text;
 pub use tracer_common::connection::Framing;
@@ -29,6 +31,11 @@ pub trait Protocol: Sync {
 
     /// The names of its exchanges, for filters.
     fn exchanges(&self) -> &'static [&'static str];
+
+    /// By which metrics its exchanges are counted, if they are.
+    fn measures(&self) -> &'static [&'static Measure] {
+        &[]
+    }
 
     /// Whether a message of this side starts with `bytes`. Looks at no more than it needs.
     fn detect(&self, side: Side, bytes: &[u8]) -> Verdict;
@@ -333,13 +340,13 @@ impl ResponseHead {
 /// The few attributes of a part of an exchange.
 pub type Attributes = SmallVec<[Attribute; 2]>;
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Attribute {
     pub key: &'static str,
     pub value: Value,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Value {
     Text(Text),
     Number(i64),

@@ -8,6 +8,7 @@ use smol_str::format_smolstr;
 use super::{
     Attribute, Attributes, Event, RequestHead, ResponseHead, Shown, Side, Text, What,
     http::{self, Asked, UNSEEN, digits, text},
+    measure::{BOUNDS, End, Instrument, Measure},
 };
 use crate::noise::{self, Noise};
 
@@ -16,6 +17,33 @@ pub(super) const NAME: &str = "grpc";
 
 /// The released name; it is to become `rpc.status_code`.
 const STATUS_CODE: &str = "rpc.response.status_code";
+
+/// docs/rpc/rpc-metrics.md
+pub(super) const MEASURE: Measure = Measure {
+    exchange: NAME,
+    bounds: BOUNDS,
+    server: End {
+        duration: Instrument { name: "rpc.server.call.duration", help: "Duration of incoming calls" },
+        sizes: None,
+        active: None,
+        attributes: &["rpc.system.name", "rpc.method", STATUS_CODE, "error.type"],
+        route: None,
+    },
+    client: End {
+        duration: Instrument { name: "rpc.client.call.duration", help: "Duration of outgoing calls" },
+        sizes: None,
+        active: None,
+        attributes: &[
+            "rpc.system.name",
+            "rpc.method",
+            STATUS_CODE,
+            "error.type",
+            "server.address",
+            "server.port",
+        ],
+        route: None,
+    },
+};
 
 /// By their number.
 const STATUSES: [&str; 17] = [

@@ -3,7 +3,10 @@
 use smallvec::smallvec;
 use smol_str::format_smolstr;
 
-use super::{Attribute, Attributes, Kind, RequestHead, ResponseHead, Text};
+use super::{
+    Attribute, Attributes, Kind, RequestHead, ResponseHead, Text,
+    measure::{Active, BOUNDS, End, Instrument, Measure},
+};
 use crate::noise::{self, Noise};
 
 /// Methods that keep their name in `http.request.method` (semantic conventions, HTTP).
@@ -21,6 +24,68 @@ pub(super) const NAME: &str = "http";
 
 /// What stands for a target that was not seen, for people.
 pub(super) const UNSEEN: &str = "?";
+
+/// docs/http/http-metrics.md
+pub(super) const MEASURE: Measure = Measure {
+    exchange: NAME,
+    bounds: BOUNDS,
+    server: End {
+        duration: Instrument {
+            name: "http.server.request.duration",
+            help: "Duration of HTTP server requests",
+        },
+        sizes: Some([
+            Instrument { name: "http.server.request.body.size", help: "Size of HTTP server request bodies" },
+            Instrument {
+                name: "http.server.response.body.size",
+                help: "Size of HTTP server response bodies",
+            },
+        ]),
+        active: Some(Active {
+            instrument: Instrument {
+                name: "http.server.active_requests",
+                help: "Number of HTTP server requests under way",
+            },
+            attributes: &["http.request.method", "url.scheme"],
+        }),
+        attributes: &[
+            "http.request.method",
+            "url.scheme",
+            "error.type",
+            "http.response.status_code",
+            "http.route",
+            "network.protocol.name",
+            "network.protocol.version",
+        ],
+        route: Some("http.route"),
+    },
+    client: End {
+        duration: Instrument {
+            name: "http.client.request.duration",
+            help: "Duration of HTTP client requests",
+        },
+        sizes: Some([
+            Instrument { name: "http.client.request.body.size", help: "Size of HTTP client request bodies" },
+            Instrument {
+                name: "http.client.response.body.size",
+                help: "Size of HTTP client response bodies",
+            },
+        ]),
+        active: None,
+        attributes: &[
+            "http.request.method",
+            "url.scheme",
+            "error.type",
+            "http.response.status_code",
+            "server.address",
+            "server.port",
+            "url.template",
+            "network.protocol.name",
+            "network.protocol.version",
+        ],
+        route: Some("url.template"),
+    },
+};
 
 /// What a request says of itself. None is what was not seen, or not said.
 pub(super) struct Asked<'a> {

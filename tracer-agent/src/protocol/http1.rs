@@ -19,6 +19,7 @@ use super::{
     What,
     grpc::{self, Messages},
     http, http2,
+    measure::Measure,
 };
 use crate::connection::stream::After;
 
@@ -40,6 +41,10 @@ impl Protocol for Http1 {
 
     fn exchanges(&self) -> &'static [&'static str] {
         &[http::NAME, grpc::NAME]
+    }
+
+    fn measures(&self) -> &'static [&'static Measure] {
+        &[&http::MEASURE, &grpc::MEASURE]
     }
 
     fn detect(&self, side: Side, bytes: &[u8]) -> Verdict {

@@ -23,6 +23,7 @@ use super::{
     Shown, Side, Start, Text, Verdict, What,
     grpc::{self, Flavor, Found, Messages},
     http,
+    measure::Measure,
 };
 use crate::connection::stream::{After, Marks};
 
@@ -54,6 +55,10 @@ impl Protocol for Http2 {
 
     fn exchanges(&self) -> &'static [&'static str] {
         &[http::NAME, grpc::NAME]
+    }
+
+    fn measures(&self) -> &'static [&'static Measure] {
+        &[&http::MEASURE, &grpc::MEASURE]
     }
 
     fn detect(&self, side: Side, bytes: &[u8]) -> Verdict {
