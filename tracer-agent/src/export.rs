@@ -1,8 +1,9 @@
-//! Spans as bytes: what is sent or written is made here, how it gets out is up to `live`.
+//! Spans and metrics as bytes: what is sent or written is made here, how it gets out is up to `live`.
 
 pub mod json;
 #[cfg(feature = "live")]
 pub mod otlp;
+pub mod prometheus;
 pub mod text;
 pub mod tree;
 

@@ -9,8 +9,8 @@
 //! - [`enrich`]: what is known of the processes
 //! - [`noise`]: requests that nobody asks about; [`route`]: what a path stands for
 //! - [`filter`]: which spans are asked for
-//! - [`summary`]: what all of them come to
-//! - [`export`]: spans as text, JSON and OTLP
+//! - [`summary`]: what all of them come to; [`metrics`]: how many, how long, how large
+//! - [`export`]: spans as text, JSON and OTLP; metrics as OTLP and for Prometheus
 //! - [`pipeline`]: all of it as one function of the records
 //! - [`stats`]: the ledger
 //!
@@ -35,6 +35,7 @@ pub mod export;
 pub mod filter;
 #[cfg(feature = "live")]
 pub mod live;
+pub mod metrics;
 pub mod noise;
 pub mod pipeline;
 pub mod propagation;
