@@ -21,6 +21,7 @@ mod exponential;
 mod family;
 mod group;
 mod histogram;
+mod key;
 mod service;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -37,6 +38,7 @@ pub use self::{
 };
 use self::{
     group::{Counted, Group, Groups, Measured},
+    key::{Key, limited},
     service::Services,
 };
 use crate::{
@@ -45,9 +47,6 @@ use crate::{
     protocol::{Attribute, Kind, Side, Text, Value},
     span::Span,
 };
-
-/// Longer values of attributes are cut.
-const TEXT_MAX: usize = 256;
 
 /// The value that stands for all servers beyond the bound.
 const OTHER: Text = Text::new_static("_OTHER");
@@ -107,16 +106,6 @@ pub struct Metrics {
     now: u64,
     overflowed: u64,
     expired: u64,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    service: u32,
-    group: usize,
-    /// It is all that had no place; it has no values.
-    overflow: bool,
-    /// In the order of the group's attributes.
-    values: Vec<Option<Value>>,
 }
 
 #[derive(Debug)]
@@ -353,45 +342,6 @@ impl Series {
     }
 }
 
-impl Key {
-    fn fill(&mut self, place: usize, group: &Group) {
-        self.group = place;
-        self.overflow = false;
-        self.values.clear();
-        self.values.resize(group.attributes.len(), None);
-    }
-
-    /// The first of a name counts.
-    fn take(&mut self, group: &Group, attributes: &[Attribute]) {
-        for attribute in attributes {
-            let place = group.attributes.iter().position(|key| *key == attribute.key);
-            if let Some(value) = place.map(|place| &mut self.values[place])
-                && value.is_none()
-            {
-                *value = Some(limited(&attribute.value));
-            }
-        }
-    }
-
-    fn overflow(&mut self, groups: &Groups) {
-        self.group = groups[self.group].overflow;
-        self.overflow = true;
-        self.values.clear();
-    }
-
-    fn server(&self, [address, port]: [usize; 2]) -> [Option<&Value>; 2] {
-        [address, port].map(|at| self.values.get(at).and_then(Option::as_ref))
-    }
-
-    fn held(&self) -> usize {
-        let texts = self.values.iter().map(|value| match value {
-            Some(Value::Text(text)) if text.is_heap_allocated() => text.len(),
-            _ => 0,
-        });
-        self.values.capacity() * size_of::<Option<Value>>() + texts.sum::<usize>()
-    }
-}
-
 /// The sizes of the content, by side, where all of it was seen.
 fn sizes(span: &Span) -> [Option<u64>; 2] {
     let view = &span.view;
@@ -409,13 +359,4 @@ fn sizes(span: &Span) -> [Option<u64>; 2] {
         sizes[Side::Response.index()] = Some(view.response_content);
     }
     sizes
-}
-
-fn limited(value: &Value) -> Value {
-    match value {
-        Value::Text(text) if text.len() > TEXT_MAX => {
-            Value::Text(Text::new(&text[..text.floor_char_boundary(TEXT_MAX)]))
-        }
-        value => value.clone(),
-    }
 }

@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{OTHER, TEXT_MAX, limited};
+use super::{
+    OTHER,
+    key::{TEXT_MAX, limited},
+};
 use crate::{
     enrich::Resource,
     protocol::{Attribute, Value},
