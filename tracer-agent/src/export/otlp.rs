@@ -1,6 +1,8 @@
 //! Spans as OTLP (opentelemetry/proto/collector/trace/v1/trace_service.proto), encoded one by one as they
 //! come: nothing is kept of a span but its bytes. One `ResourceSpans` a process.
 
+pub mod metrics;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
