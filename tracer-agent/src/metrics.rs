@@ -185,6 +185,7 @@ impl Metrics {
             self.key.service = self.services.of(active.resource);
             self.key.fill(group, &self.groups[group]);
             self.key.take(&self.groups[group], active.attributes);
+            self.key.seal();
             self.update(now, |series| {
                 if let Numbers::Level(level) = &mut series.numbers {
                     *level = level.saturating_add_unsigned(active.count);
@@ -240,7 +241,7 @@ impl Metrics {
             ),
             Family::of(
                 "tracer.metrics.overflow",
-                "Times that a request was counted without its attributes, as there were too many series",
+                "Requests that were counted without their attributes, as there were too many series",
                 "{request}",
                 FamilyKind::Counter,
                 self.overflowed as f64,
@@ -284,6 +285,7 @@ impl Metrics {
                 self.key.values[server[1]] = None;
             }
         }
+        self.key.seal();
     }
 
     /// Changes the series of the key, which may have to be made.
@@ -292,7 +294,8 @@ impl Metrics {
         if !self.series.contains_key(&self.key) && !self.has_room() {
             self.key.overflow(&self.groups);
         }
-        self.overflowed += u64::from(self.key.overflow);
+        let is_span = self.groups[self.key.group].counted != Counted::Active;
+        self.overflowed += u64::from(self.key.overflow && is_span);
         if let Some(series) = self.series.get_mut(&self.key) {
             series.updated = series.updated.max(time);
             return change(series);

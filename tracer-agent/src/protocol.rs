@@ -346,7 +346,7 @@ pub struct Attribute {
     pub value: Value,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Value {
     Text(Text),
     Number(i64),

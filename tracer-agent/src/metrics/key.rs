@@ -1,5 +1,9 @@
 //! What tells a series from others.
 
+use std::hash::{Hash, Hasher};
+
+use siphasher::sip::SipHasher13;
+
 use super::{Group, Groups};
 use crate::protocol::{Attribute, Text, Value};
 
@@ -8,6 +12,8 @@ pub(super) const TEXT_MAX: usize = 256;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
+    /// Of all the rest. It comes first, since it is what most keys differ in.
+    hash: u64,
     pub(super) service: u32,
     pub(super) group: usize,
     /// It is all that had no place; it has no values.
@@ -36,10 +42,19 @@ impl Key {
         }
     }
 
+    /// All values are there: it can be looked up.
+    pub(super) fn seal(&mut self) {
+        let mut hasher = SipHasher13::new();
+        (self.service, self.group, self.overflow, &self.values).hash(&mut hasher);
+        self.hash = hasher.finish();
+    }
+
+    /// It stands for what has no place.
     pub(super) fn overflow(&mut self, groups: &Groups) {
         self.group = groups[self.group].overflow;
         self.overflow = true;
         self.values.clear();
+        self.seal();
     }
 
     pub(super) fn server(&self, [address, port]: [usize; 2]) -> [Option<&Value>; 2] {

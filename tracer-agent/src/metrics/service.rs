@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Processes whose service is remembered; then all of them are looked up again.
-const PROCESSES_MAX: usize = 4096;
+const PROCESSES_MAX: usize = 1024;
 
 /// What a process, or a container that starts again, has for itself.
 const PASSING: [&str; 2] = ["container.id", "k8s.container.restart_count"];
@@ -153,8 +153,12 @@ impl Services {
                 + service.instance.len()
                 + service.servers.len() * size_of::<Server>()
         };
-        self.known.values().map(service).sum::<usize>()
-            + self.by_process.len() * size_of::<(u32, Arc<Resource>, u32)>()
+        let process = |(resource, _): &(Arc<Resource>, u32)| {
+            size_of::<(u32, Arc<Resource>, u32)>()
+                + size_of::<Resource>()
+                + resource.attributes.capacity() * size_of::<Attribute>()
+        };
+        self.known.values().map(service).sum::<usize>() + self.by_process.values().map(process).sum::<usize>()
     }
 
     #[cfg(test)]
