@@ -5,7 +5,7 @@ pub mod stream;
 use std::{
     cell::OnceCell,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{Arc, OnceLock},
+    sync::Arc,
 };
 
 use smol_str::format_smolstr;
@@ -15,7 +15,7 @@ use tracer_common::{
 };
 
 use self::stream::{Mark, Stream};
-use crate::protocol::{Attribute, Kind, Text};
+use crate::protocol::{Attribute, Common, Kind, Text};
 
 /// What does not change while a connection lives.
 #[derive(Clone, Debug)]
@@ -26,21 +26,6 @@ pub struct Ends {
     pub peer: Text,
     /// Made for the first span.
     common: OnceCell<(Kind, Arc<Common>)>,
-}
-
-/// What all spans of a connection say of it.
-#[derive(Debug, Default)]
-pub struct Common {
-    pub attributes: Vec<Attribute>,
-    /// As the exporter sends them.
-    encoded: OnceLock<Vec<u8>>,
-}
-
-impl Common {
-    /// The attributes as `encode` writes them, which is asked once.
-    pub fn encoded(&self, encode: impl FnOnce(&[Attribute]) -> Vec<u8>) -> &[u8] {
-        self.encoded.get_or_init(|| encode(&self.attributes))
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,9 +96,9 @@ impl Ends {
         }
     }
 
-    /// Adds what a span says of the server where the protocol has not.
-    pub fn describe_server(&self, attributes: &mut Vec<Attribute>, kind: Kind) {
-        let has = |key| attributes.iter().any(|attribute| attribute.key == key);
+    /// Adds what a span says of the server where the request has not, as `said` tells.
+    pub fn describe_server(&self, said: &[Attribute], attributes: &mut Vec<Attribute>, kind: Kind) {
+        let has = |key| said.iter().any(|attribute| attribute.key == key);
         let (has_address, has_port) = (has("server.address"), has("server.port"));
         match &self.place {
             Place::Tcp { local, peer } => {
@@ -162,7 +147,7 @@ impl Ends {
                 }
             }
         }
-        Common { attributes, encoded: OnceLock::new() }
+        Common::new(attributes)
     }
 
     /// The direction that requests take.

@@ -1,10 +1,10 @@
 //! Requests and their responses, put together in one place for all protocols.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     connection::stream::{Mark, Marks},
-    protocol::{Attributes, Event, RequestHead, ResponseHead, Side, Text, What},
+    protocol::{Attribute, Attributes, Event, RequestHead, ResponseHead, Side, Text, What},
 };
 
 /// Interim responses that one exchange remembers.
@@ -14,7 +14,7 @@ const INTERIM_MAX: usize = 16;
 const REST: usize = 1024;
 
 /// A request with its response, as far as they were seen.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Exchange {
     /// By which [`crate::stitch`] knows it.
     pub number: u64,
@@ -23,8 +23,8 @@ pub struct Exchange {
     pub thread: u32,
     /// Another thread moved a part of it.
     pub handed_over: bool,
-    pub request: RequestHead,
-    pub response: Option<ResponseHead>,
+    pub request: Arc<RequestHead>,
+    pub response: Option<Arc<ResponseHead>>,
     /// Times of the first and the last byte that were seen.
     pub request_start: u64,
     pub request_end: u64,
@@ -35,7 +35,7 @@ pub struct Exchange {
     /// When it broke off.
     pub broken: Option<u64>,
     /// Responses before the last one: when, and what they were.
-    pub interim: Vec<(u64, Attributes)>,
+    pub interim: Vec<(u64, Vec<Attribute>)>,
     /// Content that was seen to move.
     pub request_content: u64,
     pub response_content: u64,
@@ -112,9 +112,12 @@ struct Progress {
 impl Exchanges {
     /// `marks` are those of the event's side. Says if an exchange begins or is over with it.
     pub fn handle_event(&mut self, event: Event, marks: Marks<'_>) -> Change<'_> {
-        let first = marks.at(event.start).or_else(|| marks.before(event.start));
-        let first_time = first.map_or(0, |mark| mark.time);
-        let last_time = marks.before(event.end).map_or(first_time, |mark| mark.time);
+        let is_long = event.start < event.end;
+        let first = marks.at(event.start).filter(|_| is_long);
+        // Most lie within one record.
+        let last = first.filter(|mark| event.end <= mark.end).or_else(|| marks.before(event.end));
+        let first = first.or(if is_long { marks.before(event.start) } else { last });
+        let [first_time, last_time] = [first, last].map(|mark| mark.map_or(0, |mark| mark.time));
         let Some(id) = event.exchange else {
             self.orphans += matches!(event.what, What::Response(_)) as u64;
             return Change::None;
@@ -122,7 +125,7 @@ impl Exchanges {
         if let What::Request(head) = event.what {
             let (process, thread) = first.map_or((0, 0), |mark| (mark.process, mark.thread));
             let mut progress = Progress::start(head, process, thread, first_time, last_time);
-            progress.exchange.hear(marks.before(event.end));
+            progress.exchange.hear(last);
             self.cost += progress.cost;
             let place = self.open.partition_point(|(open, _)| *open < id);
             self.open.insert(place, (id, progress));
@@ -131,9 +134,9 @@ impl Exchanges {
         let Ok(place) = self.open.binary_search_by_key(&id, |(open, _)| *open) else { return Change::None };
         let progress = &mut self.open[place].1;
         let exchange = &mut progress.exchange;
-        if event.end > event.start {
+        if is_long {
             exchange.hear(first);
-            exchange.hear(marks.before(event.end));
+            exchange.hear(last);
         }
         let side = event.side;
         match event.what {
@@ -143,7 +146,7 @@ impl Exchanges {
                 // What was said of it as something else.
                 exchange.attributes.retain(|attribute| !attribute.key.starts_with("http."));
                 if let Some(response) = &mut exchange.response {
-                    *response = ResponseHead::default();
+                    *response = Arc::default();
                 }
             }
             What::Response(head) => {
@@ -168,7 +171,10 @@ impl Exchanges {
             What::Trailers(more) => {
                 exchange.reach(side, last_time);
                 if let Some(more) = more {
-                    exchange.response.get_or_insert_default().add(more);
+                    match &mut exchange.response {
+                        Some(head) if !head.is_empty() => Arc::make_mut(head).add(&more),
+                        nothing => *nothing = Some(more),
+                    }
                 }
             }
             What::Message { size } => {
@@ -179,14 +185,14 @@ impl Exchanges {
                 messages.last = Some(last_time);
             }
             What::Uncounted => exchange.messages(side).uncounted = true,
-            What::End { attributes } => {
+            What::End { attribute } => {
                 exchange.reach(side, last_time);
-                exchange.attributes.extend(attributes);
+                exchange.attributes.extend(attribute);
                 progress.ended[side.index()] = true;
             }
             What::Over => progress.ended[side.index()] = true,
             // Who broke it off is known when the connection has ended.
-            What::Reset { attributes } => exchange.attributes.extend(attributes),
+            What::Reset { attribute } => exchange.attributes.extend(attribute),
             What::Abandoned { error } => {
                 return self.abandon(place, side, error, last_time).map_or(Change::None, Change::Ended);
             }
@@ -271,7 +277,7 @@ impl Exchanges {
 }
 
 impl Progress {
-    fn start(request: RequestHead, process: u32, thread: u32, start: u64, end: u64) -> Self {
+    fn start(request: Arc<RequestHead>, process: u32, thread: u32, start: u64, end: u64) -> Self {
         Self {
             ended: [false; 2],
             doubtful: false,

@@ -126,6 +126,12 @@ impl Reader {
         }
     }
 
+    /// Bytes of memory besides its own, about.
+    pub fn held(&self) -> usize {
+        let texts = self.values.iter().map(|(_, value)| value.len()).sum::<usize>();
+        self.values.capacity() * size_of::<(Header, Text)>() + texts
+    }
+
     fn header(&self, name: &str) -> Option<Header> {
         // Most fields start with another letter.
         let known = matches!(

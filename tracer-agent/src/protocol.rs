@@ -10,6 +10,8 @@ mod http2;
 pub mod known;
 pub mod measure;
 
+use std::sync::{Arc, OnceLock};
+
 pub use self::http::is_token;
 use self::measure::Measure;
 use smallvec::SmallVec;
@@ -223,7 +225,7 @@ pub enum Class {
 }
 
 /// Something that a session found in the bytes from `start` to `end` of a side.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Event {
     pub side: Side,
     /// Which exchange of the connection; a response without a request has none.
@@ -233,20 +235,21 @@ pub struct Event {
     pub what: What,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+/// Small, since it is moved around: heads are shared with those that are the same.
+#[derive(Clone, Debug)]
 pub enum What {
-    Request(RequestHead),
-    Response(ResponseHead),
+    Request(Arc<RequestHead>),
+    Response(Arc<ResponseHead>),
     /// A response head that is not the last one (1xx).
     Interim {
-        attributes: Attributes,
+        attributes: Vec<Attribute>,
     },
     /// Part of the content.
     Data {
         length: u64,
     },
     /// What follows the content; it may say more of the response than its head did.
-    Trailers(Option<ResponseHead>),
+    Trailers(Option<Arc<ResponseHead>>),
     /// One of several messages within the content has come to its end.
     Message {
         size: u64,
@@ -254,16 +257,16 @@ pub enum What {
     /// Messages within the content cannot be told apart from here on.
     Uncounted,
     /// More came to be known of the request.
-    Revised(RequestHead),
+    Revised(Arc<RequestHead>),
     /// Nothing more of it comes, or matters.
     Over,
     /// The message is whole.
     End {
-        attributes: Attributes,
+        attribute: Option<Attribute>,
     },
     /// The message broke off.
     Reset {
-        attributes: Attributes,
+        attribute: Option<Attribute>,
     },
     /// This side gave the whole exchange up, and the connection goes on.
     Abandoned {
@@ -278,7 +281,7 @@ pub enum What {
 }
 
 /// What a protocol knows of a request; everything that exporters show is filled in here.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct RequestHead {
     /// Name of the span.
     pub name: Text,
@@ -288,7 +291,7 @@ pub struct RequestHead {
     /// One of [`Protocol::exchanges`].
     pub protocol: &'static str,
     /// Attributes of the span, for the end that is seen.
-    pub attributes: Vec<Attribute>,
+    pub common: Common,
     /// What it says of the trace that it belongs to.
     pub propagated: Option<Box<Propagated>>,
     /// What it is besides, see [`crate::noise`].
@@ -300,11 +303,12 @@ pub struct RequestHead {
 impl RequestHead {
     /// Bytes of memory, about.
     pub fn cost(&self) -> usize {
-        let texts = self.attributes.iter().map(|attribute| match &attribute.value {
+        let texts = self.common.attributes.iter().map(|attribute| match &attribute.value {
             Value::Text(text) => text.len(),
             Value::Number(_) | Value::Flag(_) => 0,
         });
-        self.attributes.capacity() * size_of::<Attribute>() + self.target.len() + texts.sum::<usize>()
+        let attributes = self.common.attributes.capacity() * size_of::<Attribute>();
+        attributes + self.target.len() + texts.sum::<usize>()
     }
 }
 
@@ -325,15 +329,39 @@ pub struct ResponseHead {
 
 impl ResponseHead {
     /// What comes after the content has the last word.
-    pub fn add(&mut self, more: ResponseHead) {
+    pub fn add(&mut self, more: &ResponseHead) {
         self.attributes.retain(|old| more.attributes.iter().all(|new| new.key != old.key));
-        self.attributes.extend(more.attributes);
+        self.attributes.extend(more.attributes.iter().cloned());
         if !more.status.is_empty() {
-            self.status = more.status;
+            self.status = more.status.clone();
             self.client_error = more.client_error;
             self.server_error = more.server_error;
-            self.error_type = more.error_type;
+            self.error_type = more.error_type.clone();
         }
+    }
+
+    /// It says nothing.
+    pub fn is_empty(&self) -> bool {
+        self.attributes.is_empty() && self.status.is_empty() && self.stream.is_none()
+    }
+}
+
+/// Attributes that many spans have.
+#[derive(Debug, Default)]
+pub struct Common {
+    pub attributes: Vec<Attribute>,
+    /// As the exporter sends them.
+    encoded: OnceLock<Vec<u8>>,
+}
+
+impl Common {
+    pub fn new(attributes: Vec<Attribute>) -> Self {
+        Self { attributes, encoded: OnceLock::new() }
+    }
+
+    /// The attributes as `encode` writes them, which is asked once.
+    pub fn encoded(&self, encode: impl FnOnce(&[Attribute]) -> Vec<u8>) -> &[u8] {
+        self.encoded.get_or_init(|| encode(&self.attributes))
     }
 }
 

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use crate::{
-    connection::{Common, Ends},
+    connection::Ends,
     enrich::Resource,
     exchange::{Exchange, Messages, Outcome},
     noise::Noise,
-    propagation::Propagated,
-    protocol::{Attribute, Attributes, Kind, Side, Text, Value},
+    protocol::{Attribute, Common, Kind, RequestHead, Side, Text, Value},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +30,8 @@ pub struct Span {
     pub start: u64,
     pub end: u64,
     pub status: Status,
+    /// The request, with the first of its attributes.
+    pub request: Arc<RequestHead>,
     pub attributes: Vec<Attribute>,
     /// What all spans of its connection say besides.
     pub common: Arc<Common>,
@@ -52,7 +53,7 @@ pub struct Link {
 pub struct Moment {
     pub name: &'static str,
     pub time: u64,
-    pub attributes: Attributes,
+    pub attributes: Vec<Attribute>,
 }
 
 /// What people are shown of a span.
@@ -89,6 +90,7 @@ impl Span {
             start: 1_000,
             end: 1_000,
             status: Status::Unset,
+            request: Arc::default(),
             attributes: Vec::new(),
             common: Arc::default(),
             events: Vec::new(),
@@ -124,6 +126,7 @@ impl Span {
                 .sum::<usize>()
         };
         size_of::<Self>()
+            + self.request.cost()
             + self.attributes.capacity() * size_of::<Attribute>()
             + texts(&self.attributes)
             + self.events.capacity() * size_of::<Moment>()
@@ -131,6 +134,9 @@ impl Span {
             + self.view.target.len()
     }
 }
+
+/// Attributes of a span beside those of its request and its connection: room for them is made once.
+const ATTRIBUTES: usize = 8;
 
 /// Makes spans; their ids and their parents come later, see [`crate::stitch`].
 #[derive(Default)]
@@ -154,16 +160,15 @@ impl Spans {
         kind: Kind,
         ends: Option<&Ends>,
         resource: Arc<Resource>,
-    ) -> (Span, Option<Box<Propagated>>) {
-        let mut request = std::mem::take(&mut exchange.request);
-        let said = request.propagated.take();
-        let propagated = said.as_deref();
+    ) -> Span {
+        let request = exchange.request.clone();
+        let propagated = request.propagated.as_deref();
         let links = propagated
             .map(|said| said.others.iter())
             .into_iter()
             .flatten()
             .filter_map(|other| Some(Link { trace: other.trace, span: other.span? }));
-        let mut attributes = request.attributes;
+        let mut attributes = Vec::with_capacity(ATTRIBUTES);
         let mut status = Status::Unset;
         let mut error = None;
         if let Some(response) = &exchange.response {
@@ -196,7 +201,7 @@ impl Spans {
             count_messages(messages, side, &mut attributes);
         }
         if let Some(ends) = ends {
-            ends.describe_server(&mut attributes, kind);
+            ends.describe_server(&request.common.attributes, &mut attributes, kind);
         }
         if exchange.cut != [false; 2] {
             let sides = match exchange.cut {
@@ -216,33 +221,34 @@ impl Spans {
                 .map(|(time, attributes)| moment("tracer.response.interim", time, attributes)),
         );
         if let Some(first) = exchange.response_start {
-            events.push(moment("tracer.response.first_byte", first, Attributes::new()));
+            events.push(moment("tracer.response.first_byte", first, Vec::new()));
         }
-        let stream = exchange.response.as_ref().and_then(|response| response.stream);
+        let response = exchange.response.as_deref();
+        let stream = response.and_then(|response| response.stream);
         if let Some(first) = exchange.content_start.filter(|_| stream.is_some()) {
-            events.push(moment("tracer.stream.first_event", first, Attributes::new()));
+            events.push(moment("tracer.stream.first_event", first, Vec::new()));
         }
         for side in Side::BOTH {
             let Some(messages) = exchange.messages.as_deref() else { break };
             let names = &MESSAGES[side.index()];
             let Messages { count, first, last, .. } = messages[side.index()];
-            events.extend(first.map(|first| moment(names.first, first, Attributes::new())));
+            events.extend(first.map(|first| moment(names.first, first, Vec::new())));
             let last = last.filter(|_| count > 1);
-            events.extend(last.map(|last| moment(names.last, last, Attributes::new())));
+            events.extend(last.map(|last| moment(names.last, last, Vec::new())));
         }
         events.sort_by_key(|event| event.time);
         // A call of several messages: its duration tells how long somebody talked.
         let talks = exchange.messages.as_deref().is_some_and(|sides| sides.iter().any(|side| side.count > 1));
         let shown_stream = stream.or(talks.then_some("stream"));
         let last = exchange.last();
-        let span = Span {
+        Span {
             trace: [0; 16],
             id: [0; 8],
             parent: None,
             trace_flags: 0,
             trace_state: propagated.map(|said| said.state.clone()).unwrap_or_default(),
             links: links.collect(),
-            name: request.name,
+            name: request.name.clone(),
             kind,
             start: self.wall(exchange.request_start),
             end: self.wall(last),
@@ -252,9 +258,9 @@ impl Spans {
             events,
             resource,
             view: View {
-                operation: request.operation,
-                target: request.target,
-                status: exchange.response.map(|response| response.status).filter(|status| !status.is_empty()),
+                operation: request.operation.clone(),
+                target: request.target.clone(),
+                status: response.map(|response| response.status.clone()).filter(|status| !status.is_empty()),
                 outcome: exchange.outcome,
                 request_content: exchange.request_content,
                 response_content: exchange.response_content,
@@ -264,8 +270,8 @@ impl Spans {
                 stream: shown_stream,
                 health_check: matches!(request.noise, Some(Noise::HealthCheck(_))),
             },
-        };
-        (span, said)
+            request,
+        }
     }
 }
 

@@ -26,7 +26,6 @@ pub use self::evidence::{Evidence, Habits};
 use self::table::{Await, Candidates, Done, Known, Node, Origins, Processes, Serving, Taken, Told};
 use crate::{
     connection::Spot,
-    propagation::Propagated,
     protocol::{Attribute, Kind, RequestHead},
     span::{Link, Span},
 };
@@ -243,12 +242,10 @@ impl Stitch {
     }
 
     /// The exchange is over, and this is its span.
-    pub fn end(&mut self, number: u64, span: Span, head: Option<&Propagated>, end: &End) {
-        let Some(node) = self.nodes.get_mut(&number) else {
-            return self.put_out_root(span, head);
-        };
+    pub fn end(&mut self, number: u64, span: Span, end: &End) {
+        let Some(node) = self.nodes.get_mut(&number) else { return self.put_out_root(span) };
         self.now = self.now.max(end.time);
-        if let Some(propagated) = head {
+        if let Some(propagated) = span.request.propagated.as_deref() {
             // What both ends say is counted once.
             if node.kind == Kind::Client || node.other.is_none() {
                 self.links.malformed += u64::from(propagated.malformed);
@@ -715,8 +712,8 @@ impl Stitch {
     }
 
     /// One that is by itself: what its head says is all that there is.
-    fn put_out_root(&mut self, mut span: Span, head: Option<&Propagated>) {
-        let context = head.and_then(|propagated| propagated.context);
+    fn put_out_root(&mut self, mut span: Span) {
+        let context = span.request.propagated.as_deref().and_then(|propagated| propagated.context);
         span.trace = context.map_or_else(|| random(&mut self.ids), |context| context.trace);
         span.id = random(&mut self.ids);
         span.trace_flags = context.map_or(1, |context| context.flags);

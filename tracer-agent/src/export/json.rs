@@ -21,8 +21,8 @@ pub fn line(span: &Span) -> String {
         start_time_unix_nano: span.start.to_string(),
         end_time_unix_nano: span.end.to_string(),
         status: Code { code: code(span.status) },
-        attributes: Flat(&span.attributes, &span.common.attributes),
-        resource: Flat(&span.resource.attributes, &[]),
+        attributes: Flat([&span.request.common.attributes, &span.attributes, &span.common.attributes]),
+        resource: Flat([&span.resource.attributes, &[], &[]]),
         events: span.events.iter().map(Event::from).collect(),
         links: span.links.iter().map(Linked::from).collect(),
     };
@@ -76,7 +76,7 @@ impl<'a> From<&'a Moment> for Event<'a> {
         Self {
             name: moment.name,
             time_unix_nano: moment.time.to_string(),
-            attributes: Flat(&moment.attributes, &[]),
+            attributes: Flat([&moment.attributes, &[], &[]]),
         }
     }
 }
@@ -95,12 +95,12 @@ impl From<&Link> for Linked {
 }
 
 /// Attributes, and more of them.
-struct Flat<'a>(&'a [Attribute], &'a [Attribute]);
+struct Flat<'a>([&'a [Attribute]; 3]);
 
 impl Serialize for Flat<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len() + self.1.len()))?;
-        for attribute in self.0.iter().chain(self.1) {
+        let mut map = serializer.serialize_map(Some(self.0.iter().map(|part| part.len()).sum()))?;
+        for attribute in self.0.into_iter().flatten() {
             match &attribute.value {
                 Value::Text(text) => map.serialize_entry(attribute.key, text.as_str())?,
                 Value::Number(number) => map.serialize_entry(attribute.key, number)?,

@@ -142,16 +142,14 @@ fn encode_span(out: &mut Vec<u8>, span: &Span) {
     number(out, field::SPAN_KIND, kind);
     fixed64(out, field::SPAN_START, span.start);
     fixed64(out, field::SPAN_END, span.end);
-    for attribute in &span.attributes {
-        encode_attribute(out, field::SPAN_ATTRIBUTES, attribute);
+    // A head that nobody else has by now is not worth keeping what it looks like.
+    if Arc::strong_count(&span.request) > 1 {
+        out.extend_from_slice(span.request.common.encoded(encoded));
+    } else {
+        encode_attributes(out, &span.request.common.attributes);
     }
-    out.extend_from_slice(span.common.encoded(|attributes| {
-        let mut common = Vec::new();
-        for attribute in attributes {
-            encode_attribute(&mut common, field::SPAN_ATTRIBUTES, attribute);
-        }
-        common
-    }));
+    encode_attributes(out, &span.attributes);
+    out.extend_from_slice(span.common.encoded(encoded));
     for event in &span.events {
         message(out, field::SPAN_EVENTS, |out| encode_event(out, event));
     }
@@ -169,6 +167,19 @@ fn encode_span(out: &mut Vec<u8>, span: &Span) {
     });
     encode_key(field::SPAN_FLAGS, WireType::ThirtyTwoBit, out);
     out.extend_from_slice(&u32::from(span.trace_flags).to_le_bytes());
+}
+
+/// The attributes of a span, as they are kept.
+fn encoded(attributes: &[Attribute]) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_attributes(&mut out, attributes);
+    out
+}
+
+fn encode_attributes(out: &mut Vec<u8>, attributes: &[Attribute]) {
+    for attribute in attributes {
+        encode_attribute(out, field::SPAN_ATTRIBUTES, attribute);
+    }
 }
 
 fn encode_event(out: &mut Vec<u8>, event: &Moment) {
@@ -280,11 +291,7 @@ mod tests {
                 Attribute::flag("flag", true),
                 Attribute::text("empty", ""),
             ],
-            events: vec![Moment {
-                name: "first",
-                time: 5,
-                attributes: [Attribute::number("n", 7i64)].into_iter().collect(),
-            }],
+            events: vec![Moment { name: "first", time: 5, attributes: vec![Attribute::number("n", 7i64)] }],
             resource: resource.clone(),
             ..Span::sample()
         }

@@ -120,8 +120,8 @@ impl Run<'_> {
             whole: exchange.outcome == Outcome::Complete && exchange.cut == [false; 2],
             handed_over: exchange.handed_over,
         };
-        let (span, propagated) = self.spans.make(exchange, kind, ends, resource);
-        self.stitch.end(number, span, propagated.as_deref(), &end);
+        let span = self.spans.make(exchange, kind, ends, resource);
+        self.stitch.end(number, span, &end);
     }
 
     pub(super) fn report_open(&mut self, tracked: &Tracked, now: u64) {

@@ -2,11 +2,13 @@
 //!
 //! Sources: grpc/grpc `doc/PROTOCOL-HTTP2.md`, `doc/PROTOCOL-WEB.md` and `doc/statuscodes.md`.
 
+use std::sync::Arc;
+
 use smallvec::smallvec;
 use smol_str::format_smolstr;
 
 use super::{
-    Attribute, Attributes, Event, RequestHead, ResponseHead, Shown, Side, Text, What,
+    Attribute, Attributes, Common, Event, RequestHead, ResponseHead, Shown, Side, Text, What,
     http::{self, Asked, UNSEEN, digits, text},
     measure::{BOUNDS, End, Instrument, Measure},
 };
@@ -132,7 +134,7 @@ pub(super) fn request(asked: &Asked<'_>, timeout: Option<&str>) -> RequestHead {
         operation: Text::new_static("gRPC"),
         target: path.map_or(Text::new_static(UNSEEN), |path| text(path.as_bytes())),
         protocol: NAME,
-        attributes,
+        common: Common::new(attributes),
         propagated: None,
         noise,
         vague: false,
@@ -285,7 +287,7 @@ impl Found {
     ) {
         let (at, what) = match self {
             Found::Message { size, end } => (start + end as u64, What::Message { size }),
-            Found::Trailers(trailers) => (start, What::Trailers(Some(trailers.response(shown)))),
+            Found::Trailers(trailers) => (start, What::Trailers(Some(Arc::new(trailers.response(shown))))),
             Found::Lost { ends } => {
                 if ends {
                     events.push(Event { side, exchange, start, end: start, what: What::Hole });

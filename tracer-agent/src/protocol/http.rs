@@ -4,7 +4,7 @@ use smallvec::smallvec;
 use smol_str::format_smolstr;
 
 use super::{
-    Attribute, Attributes, Kind, RequestHead, ResponseHead, Text,
+    Attribute, Attributes, Common, Kind, RequestHead, ResponseHead, Text,
     measure::{Active, BOUNDS, End, Instrument, Measure},
 };
 use crate::noise::{self, Noise};
@@ -13,8 +13,8 @@ use crate::noise::{self, Noise};
 pub(super) const METHODS: [&str; 10] =
     ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"];
 
-/// Attributes that a span has, about: room for them is made once.
-pub(super) const ATTRIBUTES: usize = 22;
+/// Attributes that a request has, about: room for them is made once.
+pub(super) const ATTRIBUTES: usize = 12;
 
 /// The longest text that a span carries: longer ones are cut, and the span says so.
 pub(super) const TEXT_MAX: usize = 4096;
@@ -191,7 +191,7 @@ pub(super) fn request(asked: &Asked<'_>, kind: Kind) -> RequestHead {
         operation,
         target: shown,
         protocol: NAME,
-        attributes,
+        common: Common::new(attributes),
         propagated: None,
         noise,
         vague: false,

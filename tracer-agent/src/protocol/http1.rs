@@ -5,18 +5,17 @@
 
 mod body;
 mod head;
+mod last;
 
 use std::collections::VecDeque;
-
-use smallvec::smallvec;
 
 use self::{
     body::{Body, Piece},
     head::{Framing, HeadError, Request, Response},
+    last::Last,
 };
 use super::{
-    Attribute, Attributes, Class, Event, Input, Kind, Progress, Protocol, Session, Shown, Side, Verdict,
-    What,
+    Attribute, Class, Event, Input, Kind, Progress, Protocol, Session, Shown, Side, Verdict, What,
     grpc::{self, Messages},
     http, http2,
     measure::Measure,
@@ -65,6 +64,8 @@ impl Protocol for Http1 {
             // Asked before this was seen, and not answered yet.
             request_missed: fresh == [false, true],
             upgraded: None,
+            asked: Last::default(),
+            answered: Last::default(),
         })
     }
 }
@@ -80,6 +81,9 @@ struct Dialogue {
     request_missed: bool,
     /// The exchange whose response comes in HTTP/2, which follows.
     upgraded: Option<u64>,
+    /// The last heads. What a response says depends on what was asked.
+    asked: Last<Request>,
+    answered: Last<(Method, Response)>,
 }
 
 /// What the response's framing and its place depend on.
@@ -198,7 +202,8 @@ impl Session for Dialogue {
     }
 
     fn held(&self) -> usize {
-        size_of::<Self>() + self.pending.capacity() * size_of::<Pending>()
+        let heads = self.asked.held() + self.answered.held();
+        size_of::<Self>() + self.pending.capacity() * size_of::<Pending>() + heads
     }
 }
 
@@ -210,12 +215,16 @@ impl Dialogue {
         input: &Input<'_>,
         events: &mut Vec<Event>,
     ) -> Progress {
-        let blank = head::blank_lines(input.bytes);
+        let same = match side {
+            Side::Request => self.asked.starts(input.bytes),
+            Side::Response => self.answered.starts(input.bytes),
+        };
+        let blank = if same.is_some() { 0 } else { head::blank_lines(input.bytes) };
         if blank > 0 {
             self.sides[side.index()].state = State::Head { searched: 0 };
             return Progress::Read { length: blank as u64, class: Class::Parsed };
         }
-        let Some(length) = head::end(input.bytes, searched) else {
+        let Some(length) = same.or_else(|| head::end(input.bytes, searched)) else {
             return self.read_partial_head(side, searched, input);
         };
         match side {
@@ -288,9 +297,15 @@ impl Dialogue {
     }
 
     fn read_request(&mut self, bytes: &[u8], input: &Input<'_>, events: &mut Vec<Event>) -> Progress {
-        let request = match head::parse_request(bytes, self.kind, self.shown) {
-            Ok(request) => request,
-            Err(HeadError::Malformed(reason)) => return self.invalid(Side::Request, reason, input),
+        let request = match self.asked.said(bytes) {
+            Some(request) => request.clone(),
+            None => match head::parse_request(bytes, self.kind, self.shown) {
+                Ok(request) => {
+                    self.asked.keep(bytes, request.clone());
+                    request
+                }
+                Err(HeadError::Malformed(reason)) => return self.invalid(Side::Request, reason, input),
+            },
         };
         let Request { head, expects, framing, method, call } = request;
         if self.pending.len() >= PENDING_MAX {
@@ -341,10 +356,16 @@ impl Dialogue {
         // The response may as well be that of a request that was missed.
         let place = place.filter(|place| !(self.request_missed && self.pending[*place].after_gap));
         let method = place.map_or(Method::Other, |place| self.pending[place].method);
-        let Response { head, framing, call, upgrades } = match head::parse_response(bytes, method, self.shown)
-        {
-            Ok(response) => response,
-            Err(HeadError::Malformed(reason)) => return self.invalid(Side::Response, reason, input),
+        let said = self.answered.said(bytes).filter(|(asked, _)| *asked == method);
+        let Response { head, framing, call, upgrades } = match said {
+            Some((_, response)) => response.clone(),
+            None => match head::parse_response(bytes, method, self.shown) {
+                Ok(response) => {
+                    self.answered.keep(bytes, (method, response.clone()));
+                    response
+                }
+                Err(HeadError::Malformed(reason)) => return self.invalid(Side::Response, reason, input),
+            },
         };
         // Those before it were answered in the gap; without a place, none of them can be told.
         let passed = place.unwrap_or(asked);
@@ -371,13 +392,13 @@ impl Dialogue {
         }
         let reader = &mut self.sides[Side::Response.index()];
         if matches!(framing, Framing::Interim) {
-            events.push(event(What::Interim { attributes: head.attributes }));
+            events.push(event(What::Interim { attributes: head.attributes.to_vec() }));
             reader.state = State::Head { searched: 0 };
             return Progress::Read { length: bytes.len() as u64, class: Class::Parsed };
         }
         if upgrades && exchange.is_some() {
             // The response proper is the first in the new protocol (RFC 7540, section 3.2).
-            events.push(event(What::Interim { attributes: head.attributes }));
+            events.push(event(What::Interim { attributes: head.attributes.to_vec() }));
             self.pending.pop_front();
             // Requests that were sent without waiting for it get no answer that can be told.
             for missed in std::mem::take(&mut self.pending) {
@@ -397,7 +418,7 @@ impl Dialogue {
         self.pending.pop_front();
         let reader = &mut self.sides[Side::Response.index()];
         if matches!(framing, Framing::Switch) {
-            events.push(event(What::End { attributes: Attributes::new() }));
+            events.push(event(What::End { attribute: None }));
             for side in &mut self.sides {
                 side.state = State::Opaque;
             }
@@ -616,11 +637,11 @@ impl Reader {
             Side::Request => "http.request.body.size",
             Side::Response => "http.response.body.size",
         };
-        let attributes = smallvec![Attribute::number(key, self.content)];
+        let attribute = Some(Attribute::number(key, self.content));
         if self.messages.take().is_some_and(|messages| !messages.is_whole()) {
             events.push(self.event(side, at, at, What::Uncounted));
         }
-        let what = if whole { What::End { attributes } } else { What::Reset { attributes } };
+        let what = if whole { What::End { attribute } } else { What::Reset { attribute } };
         events.push(self.event(side, at, at, what));
         self.state = State::Head { searched: 0 };
     }

@@ -8,9 +8,13 @@ mod fields;
 mod frame;
 mod gaps;
 mod hpack;
+mod known;
 mod state;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use self::{
     fields::Fields,
@@ -19,8 +23,8 @@ use self::{
     state::{Data, Reader, State, Stream},
 };
 use super::{
-    Attribute, Attributes, Class, Event, Framing, Input, Kind, Progress, Protocol, ResponseHead, Session,
-    Shown, Side, Start, Text, Verdict, What,
+    Attribute, Class, Event, Framing, Input, Kind, Progress, Protocol, Session, Shown, Side, Start, Text,
+    Verdict, What,
     grpc::{self, Flavor, Found, Messages},
     http,
     measure::Measure,
@@ -216,8 +220,8 @@ impl Session for Dialogue {
     fn held(&self) -> usize {
         /// A node of the tree beside it.
         const STREAM: usize = size_of::<Stream>() * 3 / 2;
-        let tables: usize = self.sides.iter().map(|reader| reader.table.held()).sum();
-        size_of::<Self>() + self.streams.len() * STREAM + tables + self.extra
+        let sides: usize = self.sides.iter().map(Reader::held).sum();
+        size_of::<Self>() + self.streams.len() * STREAM + sides + self.extra
     }
 
     fn is_bulk(&self) -> bool {
@@ -449,14 +453,10 @@ impl Dialogue {
             joined = [&[first], &pieces[..]].concat().concat();
             &joined[..]
         };
+        let ends = frame.has(flag::END_STREAM);
         let reader = &mut self.sides[side.index()];
-        let (mut fields, missing) = (Fields::new(self.shown), reader.table.missing());
-        let decoded = reader.table.decode(block, |field| fields.take(field, missing));
-        if decoded.is_err() {
-            // What stands before the error is right; nothing is known of the table after it.
-            reader.table.forget(GAP);
-            fields.take(hpack::Field { name: None, value: hpack::Value::Unknown }, Some(GAP));
-        }
+        let mut known = reader.known[usize::from(ends)].take().unwrap_or_default();
+        known.read(block, &mut reader.table, self.shown);
         reader.state = State::Frame;
         reader.spoke = true;
         if frame.kind == kind::HEADERS {
@@ -466,15 +466,15 @@ impl Dialogue {
                 end: input.position + at as u64,
                 opposite: input.marks.at(input.position).map_or(0, |mark| mark.opposite),
             };
-            let ends = frame.has(flag::END_STREAM);
             match side {
-                Side::Request => self.handle_request(&block, &fields, ends, events),
-                Side::Response => self.handle_response(&block, &fields, events),
+                Side::Request => self.handle_request(&block, &known.fields, ends, events),
+                Side::Response => self.handle_response(&block, &known.fields, events),
             }
             if ends {
                 self.end(side, frame.stream, block.end, events);
             }
         }
+        self.sides[side.index()].known[usize::from(ends)] = Some(known);
         Progress::Read { length: at as u64, class: Class::Parsed }
     }
 
@@ -540,11 +540,11 @@ impl Dialogue {
         stream.connects = fields.connects();
         let is_call = stream.call.is_some();
         if fields.is_vague() {
-            stream.vague = Some(Box::new(fields.request(self.kind, true)));
+            stream.vague = Some(Arc::new(fields.request_as(self.kind, true)));
         }
         stream.sides[Side::Request.index()].messages = stream.call.map(Messages::new);
         self.calls |= is_call;
-        let what = What::Request(fields.request(self.kind, is_call));
+        let what = What::Request(fields.request(self.kind));
         events.push(block.event(Side::Request, &stream, what));
         if self.last.is_some_and(|last| id > last) {
             events.push(block.event(Side::Response, &stream, What::Abandoned { error: GOAWAY }));
@@ -588,7 +588,7 @@ impl Dialogue {
             stream.call = Some(call);
             self.extra += stream.extra();
             self.calls = true;
-            events.push(block.event(Side::Request, stream, What::Revised(*head)));
+            events.push(block.event(Side::Request, stream, What::Revised(head)));
             events.push(block.event(Side::Request, stream, What::Uncounted));
         }
         stream.sides[Side::Response.index()].doubtful = false;
@@ -613,7 +613,7 @@ impl Dialogue {
     fn end(&mut self, side: Side, id: u32, at: u64, events: &mut Vec<Event>) {
         let Some(stream) = self.streams.get_mut(&id) else {
             if side == Side::Response && self.is_missed(id) {
-                let what = What::Response(ResponseHead::default());
+                let what = What::Response(Arc::default());
                 events.push(Event { side, exchange: None, start: at, end: at, what });
             }
             return;
@@ -623,14 +623,12 @@ impl Dialogue {
             return;
         }
         message.ended = true;
-        let mut attributes = Attributes::new();
-        if stream.call.is_none() && !message.hole {
-            let key = match side {
-                Side::Request => "http.request.body.size",
-                Side::Response => "http.response.body.size",
-            };
-            attributes.push(Attribute::number(key, message.content));
-        }
+        let key = match side {
+            Side::Request => "http.request.body.size",
+            Side::Response => "http.response.body.size",
+        };
+        let is_counted = stream.call.is_none() && !message.hole;
+        let attribute = is_counted.then(|| Attribute::number(key, message.content));
         let exchange = Some(stream.exchange);
         let event = |side, what| Event { side, exchange, start: at, end: at, what };
         // Of a call whose head was not seen, or is cut within a message.
@@ -641,7 +639,7 @@ impl Dialogue {
                 events.push(event(side, What::Hole));
             }
         }
-        events.push(event(side, What::End { attributes }));
+        events.push(event(side, What::End { attribute }));
         let asking = &stream.sides[Side::Request.index()];
         let over = stream.sides.iter().all(|message| message.ended);
         if !over && side == Side::Response && asking.doubtful {
@@ -684,7 +682,7 @@ impl Dialogue {
             }
             None if side == Side::Response && self.is_missed(frame.stream) => {
                 self.remember_early(frame.stream);
-                let what = What::Response(ResponseHead::default());
+                let what = What::Response(Arc::default());
                 events.push(Event { side, exchange: None, start: at, end, what });
             }
             None if side == Side::Response => self.remember_early(frame.stream),

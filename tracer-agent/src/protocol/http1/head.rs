@@ -1,6 +1,6 @@
 //! Start lines and fields: what a span needs of them, and the framing of what follows.
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, sync::Arc};
 
 use super::{
     super::{
@@ -38,8 +38,9 @@ pub(super) enum HeadError {
     Malformed(&'static str),
 }
 
+#[derive(Clone)]
 pub(super) struct Request {
-    pub(super) head: RequestHead,
+    pub(super) head: Arc<RequestHead>,
     /// The client may wait for a word before it sends the content (RFC 9110, section 10.1.1).
     pub(super) expects: bool,
     pub(super) framing: Framing,
@@ -48,8 +49,9 @@ pub(super) struct Request {
     pub(super) call: Option<grpc::Flavor>,
 }
 
+#[derive(Clone)]
 pub(super) struct Response {
-    pub(super) head: ResponseHead,
+    pub(super) head: Arc<ResponseHead>,
     pub(super) framing: Framing,
     /// As in the request.
     pub(super) call: Option<grpc::Flavor>,
@@ -306,7 +308,7 @@ fn request_from(
         Some(_) => grpc::request(&asked, None),
         None => http::request(&asked, kind),
     };
-    let head = RequestHead { propagated: fields.propagation.read(), ..head };
+    let head = Arc::new(RequestHead { propagated: fields.propagation.read(), ..head });
     let method = match method {
         "HEAD" => Method::Head,
         "CONNECT" => Method::Connect,
@@ -357,7 +359,7 @@ fn response_from(
         Some(_) => grpc::response(Some(status), &fields.grpc, shown),
         None => http::response(status, stream, notes),
     };
-    Ok(Response { head, framing, call, upgrades })
+    Ok(Response { head: Arc::new(head), framing, call, upgrades })
 }
 
 /// The fields that framing and the span need.

@@ -1,5 +1,7 @@
 //! The fields of a block that spans are made of.
 
+use std::{cell::OnceCell, sync::Arc};
+
 use super::hpack::{Field, Value};
 use crate::propagation::Reader;
 use crate::protocol::{
@@ -32,6 +34,10 @@ pub(super) struct Fields {
     pub(super) answers: bool,
     /// Why a name or a value is not known.
     missing: Option<&'static str>,
+    /// Heads that were made of them: of a request; of a response, and of trailers, for a call or not.
+    request: OnceCell<Arc<RequestHead>>,
+    response: OnceCell<(bool, Arc<ResponseHead>)>,
+    trailing: OnceCell<Arc<ResponseHead>>,
 }
 
 impl Fields {
@@ -106,8 +112,13 @@ impl Fields {
         self.status.is_some_and(|status| status < 200)
     }
 
-    /// The head of a request, for a call or not.
-    pub(super) fn request(&self, kind: Kind, is_call: bool) -> RequestHead {
+    /// The head of a request; `kind` is the same whenever they are asked.
+    pub(super) fn request(&self, kind: Kind) -> Arc<RequestHead> {
+        self.request.get_or_init(|| Arc::new(self.request_as(kind, self.call().is_some()))).clone()
+    }
+
+    /// The same, for a call or not.
+    pub(super) fn request_as(&self, kind: Kind, is_call: bool) -> RequestHead {
         let (scheme, authority) = (self.scheme.as_deref(), self.authority.as_deref());
         let connects = self.method.as_deref() == Some("CONNECT") && self.path.is_none();
         let target = match &self.path {
@@ -132,7 +143,22 @@ impl Fields {
     }
 
     /// The last head of a response; `tells`: the exchange does not say yet that something of it is missing.
-    pub(super) fn response(&self, is_call: bool, connects: bool, tells: bool, shown: Shown) -> ResponseHead {
+    pub(super) fn response(
+        &self,
+        is_call: bool,
+        connects: bool,
+        tells: bool,
+        shown: Shown,
+    ) -> Arc<ResponseHead> {
+        let make = || Arc::new(self.response_as(is_call, connects, tells, shown));
+        if connects || tells {
+            return make();
+        }
+        let (made_for, head) = self.response.get_or_init(|| (is_call, make()));
+        if *made_for == is_call { head.clone() } else { make() }
+    }
+
+    fn response_as(&self, is_call: bool, connects: bool, tells: bool, shown: Shown) -> ResponseHead {
         let stream = match self.status {
             Some(200..300) if connects => Some("tunnel"),
             Some(200..300)
@@ -152,14 +178,30 @@ impl Fields {
     }
 
     /// What follows the content, for a call or not.
-    pub(super) fn trailers(&self, is_call: bool, tells: bool, shown: Shown) -> Option<ResponseHead> {
-        let mut head = if is_call { self.trailers.response(shown) } else { ResponseHead::default() };
-        head.attributes.extend(self.missing.filter(|_| tells && is_call).map(captured));
-        (head != ResponseHead::default()).then_some(head)
+    pub(super) fn trailers(&self, is_call: bool, tells: bool, shown: Shown) -> Option<Arc<ResponseHead>> {
+        if !is_call {
+            return None;
+        }
+        let make = || {
+            let mut head = self.trailers.response(shown);
+            head.attributes.extend(self.missing.filter(|_| tells).map(captured));
+            Arc::new(head)
+        };
+        let head = if tells { make() } else { self.trailing.get_or_init(make).clone() };
+        (!head.is_empty()).then_some(head)
     }
 
     pub(super) fn connects(&self) -> bool {
         self.method.as_deref() == Some("CONNECT")
+    }
+
+    /// Bytes of memory besides their own, with the heads that are made of them, about.
+    pub(super) fn held(&self) -> usize {
+        const HEADS: usize = 1024;
+        let named = [&self.method, &self.scheme, &self.authority, &self.path, &self.protocol];
+        let others = [&self.host, &self.user_agent, &self.content_type, &self.timeout];
+        let texts = named.into_iter().chain(others).flatten().map(|text| text.len()).sum::<usize>();
+        HEADS + 2 * texts + self.propagation.held()
     }
 
     /// Whether only calls have such trailers.

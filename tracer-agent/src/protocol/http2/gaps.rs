@@ -125,7 +125,7 @@ impl Dialogue {
             }
             // What was before it was another protocol's.
             reader.state = State::Preface;
-            reader.table = Decoder::new(None);
+            (reader.table, reader.known) = (Decoder::new(None), [None, None]);
             return Progress::Read { length: 0, class: Class::Parsed };
         }
         // Much of it is looked at again when it has grown by a quarter.

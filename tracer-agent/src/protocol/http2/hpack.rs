@@ -2,7 +2,7 @@
 //! and stays so until it is sent again. An index counts from the newest entry, so those that were seen are
 //! right from the first on.
 
-use std::{borrow::Cow, cell::OnceCell, collections::VecDeque};
+use std::{borrow::Cow, cell::OnceCell, collections::VecDeque, rc::Rc};
 
 use octets::Octets;
 
@@ -92,7 +92,9 @@ pub(super) struct Malformed;
 #[derive(Debug)]
 pub(super) struct Decoder {
     /// The newest first. There can be more of them than the encoder has: those it does not ask for.
-    entries: VecDeque<Entry>,
+    entries: VecDeque<Rc<Entry>>,
+    /// How often they have changed.
+    revision: u64,
     /// What they take, as far as that is known without decoding them: never more than they do.
     size: usize,
     max: usize,
@@ -100,6 +102,17 @@ pub(super) struct Decoder {
     held: usize,
     /// Since when entries are missing, in one word; None if all were seen.
     missing: Option<&'static str>,
+}
+
+/// What a block has to do with the table.
+#[derive(Debug)]
+pub(super) struct Uses {
+    /// Some of its fields stand there; as it was when the block had been read.
+    looks: bool,
+    revision: u64,
+    /// The table's size changes with it.
+    resizes: bool,
+    inserted: Vec<Rc<Entry>>,
 }
 
 #[derive(Debug)]
@@ -160,13 +173,14 @@ impl Decoder {
     /// `missing`: why entries are missing that are in the table already, in one word.
     pub(super) fn new(missing: Option<&'static str>) -> Self {
         let max = if missing.is_some() { SIZE_MAX } else { SIZE_START };
-        Self { entries: VecDeque::new(), size: 0, max, held: 0, missing }
+        Self { entries: VecDeque::new(), revision: 0, size: 0, max, held: 0, missing }
     }
 
     /// Blocks were missed: nothing is known of how far entries have moved.
     pub(super) fn forget(&mut self, why: &'static str) {
         // More than the table holds does no harm: what is gone is not asked for.
-        *self = Self::new(self.missing.or(Some(why)));
+        let revision = self.revision + 1;
+        *self = Self { revision, ..Self::new(self.missing.or(Some(why))) };
     }
 
     /// Why some fields may not be known.
@@ -180,21 +194,30 @@ impl Decoder {
     }
 
     /// Tells `take` of all fields of a block. After an error nothing is known of the entries.
-    pub(super) fn decode(&mut self, block: &[u8], mut take: impl FnMut(Field<'_>)) -> Result<(), Malformed> {
+    pub(super) fn decode(
+        &mut self,
+        block: &[u8],
+        mut take: impl FnMut(Field<'_>),
+    ) -> Result<Uses, Malformed> {
         let mut rest = Reader(block);
+        let mut uses = Uses { looks: false, revision: 0, resizes: false, inserted: Vec::new() };
         while let [first, ..] = rest.0 {
             match first {
                 // Indexed (section 6.1).
                 0x80.. => {
                     let index = rest.number(7)?;
+                    uses.looks |= index > STATIC.len();
                     take(self.field(index)?);
                 }
                 // A literal that becomes an entry (6.2.1).
                 0x40.. => {
                     let index = rest.number(6)?;
+                    uses.looks |= index > STATIC.len();
                     let (name, value) = self.literal(index, &mut rest)?;
                     take(Field { name: name.shown(), value: Value::Sent(value) });
-                    self.insert(Entry::new(name, value));
+                    let entry = Rc::new(Entry::new(name, value));
+                    uses.inserted.push(entry.clone());
+                    self.insert(entry);
                 }
                 // The table's size changes (6.3).
                 0x20.. => {
@@ -202,18 +225,35 @@ impl Decoder {
                     if max > SIZE_MAX {
                         self.missing = self.missing.or(Some("limit"));
                     }
+                    uses.resizes = true;
                     self.max = max.min(SIZE_MAX);
+                    self.revision += 1;
                     self.evict(self.max);
                 }
                 // A literal that does not (6.2.2, 6.2.3).
                 _ => {
                     let index = rest.number(4)?;
+                    uses.looks |= index > STATIC.len();
                     let (name, value) = self.literal(index, &mut rest)?;
                     take(Field { name: name.shown(), value: Value::Sent(value) });
                 }
             }
         }
-        Ok(())
+        uses.revision = self.revision;
+        Ok(uses)
+    }
+
+    /// Does to the table what a block did that comes again, if it still says the same.
+    pub(super) fn repeat(&mut self, uses: &Uses) -> bool {
+        // What it has inserted moves what it looks for.
+        let says_the_same = !uses.looks || uses.revision == self.revision && uses.inserted.is_empty();
+        if uses.resizes || !says_the_same {
+            return false;
+        }
+        for entry in &uses.inserted {
+            self.insert(entry.clone());
+        }
+        true
     }
 
     fn literal<'b>(&self, index: usize, rest: &mut Reader<'b>) -> Result<(Name, Sent<'b>), Malformed> {
@@ -241,7 +281,8 @@ impl Decoder {
     }
 
     /// One that is larger than the table empties it (section 4.4).
-    fn insert(&mut self, entry: Entry) {
+    fn insert(&mut self, entry: Rc<Entry>) {
+        self.revision += 1;
         if entry.size > self.max {
             return self.evict(0);
         }

@@ -1,6 +1,8 @@
 //! How far the sides of a connection were read, and what is kept of its streams.
 
-use super::hpack::Decoder;
+use std::sync::Arc;
+
+use super::{hpack::Decoder, known::Known};
 use crate::protocol::{
     RequestHead,
     grpc::{self, Flavor, Messages},
@@ -10,6 +12,8 @@ use crate::protocol::{
 pub(super) struct Reader {
     pub(super) state: State,
     pub(super) table: Decoder,
+    /// The last block that did not end the side's part of a stream, and the last one that did.
+    pub(super) known: [Option<Box<Known>>; 2],
     /// It goes on when the other side was read further.
     pub(super) waits: bool,
     /// Up to where it was looked at when more was needed.
@@ -27,6 +31,7 @@ impl Default for Reader {
         Self {
             state: State::Lost,
             table: Decoder::new(None),
+            known: [None, None],
             waits: false,
             needs_more: None,
             missed: 0,
@@ -69,7 +74,7 @@ pub(super) struct Stream {
     pub(super) connects: bool,
     pub(super) call: Option<Flavor>,
     /// The head as that of a call, where it is not known whether it is one.
-    pub(super) vague: Option<Box<RequestHead>>,
+    pub(super) vague: Option<Arc<RequestHead>>,
     /// It was told that something is not known of it.
     pub(super) told: bool,
 }
@@ -108,6 +113,12 @@ pub(super) struct Message {
 }
 
 impl Reader {
+    /// Bytes of memory besides its own, about.
+    pub(super) fn held(&self) -> usize {
+        let known = self.known.iter().flatten().map(|known| known.held());
+        self.table.held() + known.sum::<usize>()
+    }
+
     pub(super) fn lose(&mut self, why: &'static str) {
         self.state = State::Lost;
         self.table.forget(why);
