@@ -160,7 +160,7 @@ impl Spans {
         kind: Kind,
         ends: Option<&Ends>,
         resource: Arc<Resource>,
-    ) -> Span {
+    ) -> Box<Span> {
         let request = exchange.request.clone();
         let propagated = request.propagated.as_deref();
         let links = propagated
@@ -241,7 +241,7 @@ impl Spans {
         let talks = exchange.messages.as_deref().is_some_and(|sides| sides.iter().any(|side| side.count > 1));
         let shown_stream = stream.or(talks.then_some("stream"));
         let last = exchange.last();
-        Span {
+        Box::new(Span {
             trace: [0; 16],
             id: [0; 8],
             parent: None,
@@ -271,7 +271,7 @@ impl Spans {
                 health_check: matches!(request.noise, Some(Noise::HealthCheck(_))),
             },
             request,
-        }
+        })
     }
 }
 

@@ -132,7 +132,7 @@ pub struct Stitch {
     /// Bytes of memory of spans that wait, about, and the most.
     held: usize,
     limit: usize,
-    output: VecDeque<Span>,
+    output: VecDeque<Box<Span>>,
     links: Links,
 }
 
@@ -242,7 +242,7 @@ impl Stitch {
     }
 
     /// The exchange is over, and this is its span.
-    pub fn end(&mut self, number: u64, span: Span, end: &End) {
+    pub fn end(&mut self, number: u64, span: Box<Span>, end: &End) {
         let Some(node) = self.nodes.get_mut(&number) else { return self.put_out_root(span) };
         self.now = self.now.max(end.time);
         if let Some(propagated) = span.request.propagated.as_deref() {
@@ -365,7 +365,7 @@ impl Stitch {
     }
 
     pub fn poll_output(&mut self) -> Option<Span> {
-        self.output.pop_front()
+        self.output.pop_front().map(|span| *span)
     }
 
     pub fn links(&self) -> &Links {
@@ -712,7 +712,7 @@ impl Stitch {
     }
 
     /// One that is by itself: what its head says is all that there is.
-    fn put_out_root(&mut self, mut span: Span) {
+    fn put_out_root(&mut self, mut span: Box<Span>) {
         let context = span.request.propagated.as_deref().and_then(|propagated| propagated.context);
         span.trace = context.map_or_else(|| random(&mut self.ids), |context| context.trace);
         span.id = random(&mut self.ids);
@@ -724,7 +724,7 @@ impl Stitch {
     }
 
     /// A span that has its ids goes, and is counted by what its parent rests on.
-    fn send(&mut self, mut span: Span, process: u32, evidence: Evidence) {
+    fn send(&mut self, mut span: Box<Span>, process: u32, evidence: Evidence) {
         span.attributes.push(Attribute::word("tracer.parent.evidence", evidence.name()));
         self.links.parents[evidence as usize] += 1;
         self.processes.get(process).parents[evidence as usize] += 1;

@@ -295,6 +295,11 @@ impl Stream {
         (&self.buffer, after)
     }
 
+    /// The gap that comes next.
+    pub fn next_gap(&self) -> Option<Gap> {
+        self.gap.filter(|_| self.buffer.is_empty())
+    }
+
     pub fn marks(&self) -> Marks<'_> {
         Marks { boundary: self.boundary, marks: &self.marks }
     }
@@ -320,7 +325,9 @@ impl Stream {
             self.boundary = mark.end;
             self.marks.pop_front();
         }
-        self.settle();
+        if !self.pending.is_empty() {
+            self.settle();
+        }
     }
 }
 

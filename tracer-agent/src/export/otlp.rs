@@ -104,22 +104,28 @@ impl Batch {
     pub fn take(&mut self) -> Encoded {
         let mut out = Vec::with_capacity(self.held() + 1024 * self.groups.len());
         for (resource, spans) in self.groups.drain(..) {
-            message(&mut out, field::REQUEST_RESOURCE_SPANS, |out| {
-                message(out, field::RESOURCE_SPANS_RESOURCE, |out| {
-                    for attribute in &resource.attributes {
-                        encode_attribute(out, field::RESOURCE_ATTRIBUTES, attribute);
-                    }
-                });
-                message(out, field::RESOURCE_SPANS_SCOPE_SPANS, |out| {
-                    message(out, field::SCOPE_SPANS_SCOPE, |out| {
-                        bytes(out, field::SCOPE_NAME, b"tracer");
-                        bytes(out, field::SCOPE_VERSION, env!("CARGO_PKG_VERSION").as_bytes());
-                    });
-                    out.extend_from_slice(&spans);
-                    bytes(out, field::SCOPE_SPANS_SCHEMA_URL, SCHEMA_URL.as_bytes());
-                });
-                bytes(out, field::RESOURCE_SPANS_SCHEMA_URL, SCHEMA_URL.as_bytes());
+            // What stands around the spans is made before, so that those are copied once.
+            let mut about = Vec::new();
+            message(&mut about, field::RESOURCE_SPANS_RESOURCE, |out| {
+                for attribute in &resource.attributes {
+                    encode_attribute(out, field::RESOURCE_ATTRIBUTES, attribute);
+                }
             });
+            let mut scope = Vec::new();
+            message(&mut scope, field::SCOPE_SPANS_SCOPE, |out| {
+                bytes(out, field::SCOPE_NAME, b"tracer");
+                bytes(out, field::SCOPE_VERSION, env!("CARGO_PKG_VERSION").as_bytes());
+            });
+            let schema = 1 + length_of(SCHEMA_URL.len());
+            let inner = scope.len() + spans.len() + schema;
+            let whole = about.len() + 1 + length_of(inner) + schema;
+            head(&mut out, field::REQUEST_RESOURCE_SPANS, whole);
+            out.extend_from_slice(&about);
+            head(&mut out, field::RESOURCE_SPANS_SCOPE_SPANS, inner);
+            out.extend_from_slice(&scope);
+            out.extend_from_slice(&spans);
+            bytes(&mut out, field::SCOPE_SPANS_SCHEMA_URL, SCHEMA_URL.as_bytes());
+            bytes(&mut out, field::RESOURCE_SPANS_SCHEMA_URL, SCHEMA_URL.as_bytes());
         }
         Encoded { bytes: out.into(), spans: std::mem::take(&mut self.spans) }
     }
@@ -151,7 +157,7 @@ fn encode_span(out: &mut Vec<u8>, span: &Span) {
     encode_attributes(out, &span.attributes);
     out.extend_from_slice(span.common.encoded(encoded));
     for event in &span.events {
-        message(out, field::SPAN_EVENTS, |out| encode_event(out, event));
+        encode_event(out, event);
     }
     for link in &span.links {
         message(out, field::SPAN_LINKS, |out| {
@@ -183,6 +189,10 @@ fn encode_attributes(out: &mut Vec<u8>, attributes: &[Attribute]) {
 }
 
 fn encode_event(out: &mut Vec<u8>, event: &Moment) {
+    let attributes = event.attributes.iter().map(|attribute| 1 + length_of(length_of_attribute(attribute)));
+    // Its time takes eight bytes, and a key as each field does.
+    let length = 9 + 1 + length_of(event.name.len()) + attributes.sum::<usize>();
+    head(out, field::SPAN_EVENTS, length);
     fixed64(out, field::EVENT_TIME, event.time);
     bytes(out, field::EVENT_NAME, event.name.as_bytes());
     for attribute in &event.attributes {
@@ -190,26 +200,40 @@ fn encode_event(out: &mut Vec<u8>, event: &Moment) {
     }
 }
 
-/// A `KeyValue` with an `AnyValue`. Their lengths come first, and are known without a try.
+/// A `KeyValue` with an `AnyValue`.
 fn encode_attribute(out: &mut Vec<u8>, field: u32, attribute: &Attribute) {
-    // Each of these fields has a key of one byte.
-    let value = 1 + match &attribute.value {
-        Value::Text(text) => length_of(text.len()),
-        Value::Number(number) => encoded_len_varint(*number as u64),
-        Value::Flag(_) => 1,
-    };
+    let (key, value) = (attribute.key.as_bytes(), length_of_value(&attribute.value));
     // Room for all of it, so that none of what follows has to look for more.
-    out.reserve(32 + attribute.key.len() + value);
-    encode_key(field, WireType::LengthDelimited, out);
-    encode_varint((1 + length_of(attribute.key.len()) + 1 + length_of(value)) as u64, out);
-    bytes(out, field::KEY, attribute.key.as_bytes());
-    encode_key(field::VALUE, WireType::LengthDelimited, out);
-    encode_varint(value as u64, out);
+    out.reserve(32 + key.len() + value);
+    head(out, field, length_of_attribute(attribute));
+    bytes(out, field::KEY, key);
+    head(out, field::VALUE, value);
     match &attribute.value {
         Value::Text(text) => bytes(out, field::VALUE_TEXT, text.as_bytes()),
         Value::Number(value) => number(out, field::VALUE_NUMBER, *value as u64),
         Value::Flag(flag) => number(out, field::VALUE_FLAG, u64::from(*flag)),
     }
+}
+
+/// The keys of all fields in it take one byte, those in its value too.
+#[inline]
+fn length_of_attribute(attribute: &Attribute) -> usize {
+    1 + length_of(attribute.key.len()) + 1 + length_of(length_of_value(&attribute.value))
+}
+
+#[inline]
+fn length_of_value(value: &Value) -> usize {
+    1 + match value {
+        Value::Text(text) => length_of(text.len()),
+        Value::Number(number) => encoded_len_varint(*number as u64),
+        Value::Flag(_) => 1,
+    }
+}
+
+/// Bytes with their length before them.
+#[inline]
+fn length_of(bytes: usize) -> usize {
+    if bytes < 0x80 { 1 + bytes } else { encoded_len_varint(bytes as u64) + bytes }
 }
 
 /// The number of a field with the form of its value: nearly always one byte.
@@ -228,23 +252,31 @@ fn encode_varint(mut number: u64, out: &mut Vec<u8>) {
     out.push(number as u8);
 }
 
-/// Bytes with their length before them.
+/// What stands before so many bytes: key and length are nearly always one byte each.
 #[inline]
-fn length_of(bytes: usize) -> usize {
-    encoded_len_varint(bytes as u64) + bytes
+fn head(out: &mut Vec<u8>, field: u32, length: usize) {
+    let key = field << 3 | WireType::LengthDelimited as u32;
+    if key < 0x80 && length < 0x80 {
+        out.extend_from_slice(&[key as u8, length as u8]);
+    } else {
+        encode_varint(key.into(), out);
+        encode_varint(length as u64, out);
+    }
 }
 
+#[inline]
 fn bytes(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
-    encode_key(field, WireType::LengthDelimited, out);
-    encode_varint(bytes.len() as u64, out);
+    head(out, field, bytes.len());
     out.extend_from_slice(bytes);
 }
 
+#[inline]
 fn number(out: &mut Vec<u8>, field: u32, number: u64) {
     encode_key(field, WireType::Varint, out);
     encode_varint(number, out);
 }
 
+#[inline]
 fn fixed64(out: &mut Vec<u8>, field: u32, number: u64) {
     encode_key(field, WireType::SixtyFourBit, out);
     out.extend_from_slice(&number.to_le_bytes());

@@ -359,15 +359,11 @@ impl Tracked {
     /// Takes what the session has read, and counts it.
     fn take(&mut self, direction: Direction, length: u64, class: Class, run: &mut Run<'_>) {
         let stream = &mut self.connection.streams[direction.index()];
-        let (bytes, after) = stream.readable();
         let confirmed = matches!(&self.state, State::Speaking(speaking) if speaking.confirmed);
         let tally = if confirmed { &mut run.ledger.bytes } else { &mut self.unsure };
-        match (bytes.is_empty(), after) {
-            (true, After::Gap(gap)) => match gap.missing {
-                Missing::Lost => run.ledger.holes += length,
-                Missing::NotCopied if class == Class::Body => tally.add(Bucket::Body, length),
-                Missing::NotCopied => tally.add(Bucket::NotCopied, length),
-            },
+        match stream.next_gap().map(|gap| gap.missing) {
+            Some(Missing::Lost) => run.ledger.holes += length,
+            Some(Missing::NotCopied) if class != Class::Body => tally.add(Bucket::NotCopied, length),
             _ => tally.add(class.into(), length),
         }
         stream.advance(length);

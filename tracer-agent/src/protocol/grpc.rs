@@ -334,17 +334,19 @@ impl Messages {
 
     /// `at`: how far `bytes` are from the start of what was read.
     fn take(&mut self, mut bytes: &[u8], mut at: usize, found: &mut impl FnMut(Found)) {
-        while let [first, ..] = bytes {
+        while !bytes.is_empty() {
             let taken = match &mut self.state {
                 State::Lost => return,
                 State::Prefix { bytes: prefix, have } => {
-                    prefix[usize::from(*have)] = *first;
-                    *have += 1;
+                    let missing = &mut prefix[usize::from(*have)..];
+                    let taken = missing.len().min(bytes.len());
+                    missing[..taken].copy_from_slice(&bytes[..taken]);
+                    *have += taken as u8;
                     let prefix = *prefix;
-                    if *have == 5 {
-                        self.begin(prefix, at + 1, found);
+                    if usize::from(*have) == prefix.len() {
+                        self.begin(prefix, at + taken, found);
                     }
-                    1
+                    taken
                 }
                 State::Message { left, size } => {
                     let taken = (bytes.len() as u64).min(*left);

@@ -10,17 +10,16 @@ mod gaps;
 mod hpack;
 mod known;
 mod state;
+mod streams;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use self::{
     fields::Fields,
     frame::{Frame, HEADER, PREFACE, code, content, flag, is_settings, kind, speaker},
     hpack::Decoder,
     state::{Data, Reader, State, Stream},
+    streams::Streams,
 };
 use super::{
     Attribute, Class, Event, Framing, Input, Kind, Progress, Protocol, Session, Shown, Side, Start, Text,
@@ -146,7 +145,7 @@ struct Dialogue {
     kind: Kind,
     shown: Shown,
     sides: [Reader; 2],
-    streams: BTreeMap<u32, Stream>,
+    streams: Streams,
     /// The id of the next exchange.
     next: u64,
     /// The highest stream that a client has opened.
@@ -174,7 +173,7 @@ impl Default for Dialogue {
             kind: Kind::Server,
             shown: Shown::default(),
             sides: [Reader::default(), Reader::default()],
-            streams: BTreeMap::new(),
+            streams: Streams::default(),
             next: 0,
             highest: 0,
             request_missed: false,
@@ -212,13 +211,13 @@ impl Session for Dialogue {
 
     fn content_ahead(&self, side: Side) -> u64 {
         let State::Data(data) = self.sides[side.index()].state else { return 0 };
-        let stream = self.streams.get(&data.stream);
+        let stream = self.streams.get(data.stream);
         let messages = stream.and_then(|stream| stream.sides[side.index()].messages.as_ref());
         messages.map_or(u64::MAX, Messages::ahead).min(data.content)
     }
 
     fn held(&self) -> usize {
-        /// A node of the tree beside it.
+        /// With its place among them.
         const STREAM: usize = size_of::<Stream>() * 3 / 2;
         let sides: usize = self.sides.iter().map(Reader::held).sum();
         size_of::<Self>() + self.streams.len() * STREAM + sides + self.extra
@@ -394,7 +393,7 @@ impl Dialogue {
 
     fn take_content(&mut self, side: Side, id: u32, length: u64, input: &Input<'_>, events: &mut Vec<Event>) {
         // That of a stream that began before, or is over, is nobody's.
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(id) else { return };
         let (exchange, shown, start) = (Some(stream.exchange), self.shown, input.position);
         let message = &mut stream.sides[side.index()];
         message.doubtful = false;
@@ -516,7 +515,7 @@ impl Dialogue {
 
     fn handle_request(&mut self, block: &Block, fields: &Fields, ends: bool, events: &mut Vec<Event>) {
         let id = block.stream;
-        if let Some(stream) = self.streams.get_mut(&id) {
+        if let Some(stream) = self.streams.get_mut(id) {
             stream.sides[Side::Request.index()].doubtful = false;
             return events.push(block.event(Side::Request, stream, What::Trailers(None)));
         }
@@ -568,8 +567,8 @@ impl Dialogue {
         self.give_up_doubtful(block.end, events);
     }
 
-    fn remove(&mut self, id: u32) -> Option<Stream> {
-        let stream = self.streams.remove(&id)?;
+    fn remove(&mut self, id: u32) -> Option<Box<Stream>> {
+        let stream = self.streams.remove(id)?;
         self.extra = self.extra.saturating_sub(stream.extra());
         self.doubts.remove(&id);
         Some(stream)
@@ -578,7 +577,7 @@ impl Dialogue {
     fn handle_response(&mut self, block: &Block, fields: &Fields, events: &mut Vec<Event>) {
         let (id, shown) = (block.stream, self.shown);
         self.remember_early(id);
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(id) else { return };
         if stream.call.is_none()
             && let Some(call) = fields.call().or(fields.ends_a_call().then_some(Flavor::Plain))
             && let Some(head) = stream.vague.take()
@@ -611,7 +610,7 @@ impl Dialogue {
 
     /// One side has said all of a stream.
     fn end(&mut self, side: Side, id: u32, at: u64, events: &mut Vec<Event>) {
-        let Some(stream) = self.streams.get_mut(&id) else {
+        let Some(stream) = self.streams.get_mut(id) else {
             if side == Side::Response && self.is_missed(id) {
                 let what = What::Response(Arc::default());
                 events.push(Event { side, exchange: None, start: at, end: at, what });
@@ -707,9 +706,8 @@ impl Dialogue {
                 return Progress::Wait;
             }
             self.last = Some(last);
-            let ids: Vec<u32> = self.streams.range(last.saturating_add(1)..).map(|(id, _)| *id).collect();
-            for id in ids {
-                let said = self.streams.get(&id).is_some_and(|stream| stream.sides[side.index()].ended);
+            for id in self.streams.above(last) {
+                let said = self.streams.get(id).is_some_and(|stream| stream.sides[side.index()].ended);
                 if let Some(stream) = self.remove(id).filter(|_| !said) {
                     let (start, end) = (input.position, input.position + length);
                     let what = What::Abandoned { error: GOAWAY };

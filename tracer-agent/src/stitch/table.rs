@@ -70,7 +70,7 @@ pub(super) struct Done {
     pub(super) order: u64,
     /// Bytes of memory, about.
     pub(super) cost: usize,
-    pub(super) span: Span,
+    pub(super) span: Box<Span>,
 }
 
 #[derive(Clone, Copy)]

@@ -47,7 +47,7 @@ impl Dialogue {
     pub(super) fn doubt(&mut self, side: Side, at: u64, end: u64, events: &mut Vec<Event>) {
         let missed = &mut self.sides[side.index()].missed;
         *missed = (*missed).max(end);
-        for (id, stream) in &mut self.streams {
+        for (id, stream) in self.streams.iter_mut() {
             // Nothing is answered that was not asked yet.
             let asked_later = side == Side::Response && stream.opposite >= end;
             let message = &mut stream.sides[side.index()];
@@ -59,7 +59,7 @@ impl Dialogue {
                 continue;
             }
             message.doubtful = true;
-            self.doubts.insert(*id);
+            self.doubts.insert(id);
             if std::mem::replace(&mut message.hole, true) {
                 continue;
             }
@@ -76,7 +76,7 @@ impl Dialogue {
         let old = self.highest.saturating_sub(2 * DOUBTFUL_MAX);
         while let Some(id) = self.doubts.first().copied().filter(|id| *id < old) {
             self.doubts.remove(&id);
-            let Some(stream) = self.streams.get(&id) else { continue };
+            let Some(stream) = self.streams.get(id) else { continue };
             if !stream.sides.iter().any(|message| message.doubtful) {
                 continue;
             }
