@@ -372,10 +372,12 @@ impl Pipeline {
             Tracked::new(cookie)
         });
         work(tracked, &mut run);
-        if tracked.cost() > CONNECTION_HELD_MAX + CONNECTION_COST {
+        let mut held = tracked.cost();
+        if held > CONNECTION_HELD_MAX + CONNECTION_COST {
             tracked.overflow(&mut run);
+            held = tracked.cost();
         }
-        let (quiet, waits, held) = (tracked.poll_quiet(), tracked.waits_since().is_some(), tracked.cost());
+        let (quiet, waits) = (tracked.poll_quiet(), tracked.waits_since().is_some());
         let before = std::mem::replace(&mut tracked.held, held);
         self.held = self.held + held - before;
         if let Some(hush) = quiet {

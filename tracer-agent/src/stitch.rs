@@ -732,11 +732,13 @@ impl Stitch {
     }
 }
 
-/// Not zero.
+/// Not zero; of whole words.
 fn random<const N: usize>(ids: &mut ChaCha8Rng) -> [u8; N] {
     loop {
         let mut id = [0; N];
-        ids.fill_bytes(&mut id);
+        for part in id.chunks_exact_mut(8) {
+            part.copy_from_slice(&ids.next_u64().to_le_bytes());
+        }
         if id != [0; N] {
             return id;
         }

@@ -63,10 +63,21 @@ const ERROR: u64 = 2;
 /// Spans that will be sent together.
 #[derive(Debug, Default)]
 pub struct Batch {
-    groups: Vec<(Arc<Resource>, Vec<u8>)>,
+    groups: Vec<Group>,
     spans: usize,
     /// Room for one span.
     room: Vec<u8>,
+    /// Bytes that the last one came to: this will come to about as many.
+    last: usize,
+}
+
+/// The spans of one resource.
+#[derive(Debug)]
+struct Group {
+    resource: Arc<Resource>,
+    /// The spans behind room for what stands before them: its length depends on theirs.
+    bytes: Vec<u8>,
+    room: usize,
 }
 
 /// An `ExportTraceServiceRequest`, and how many spans are in it.
@@ -80,14 +91,14 @@ impl Batch {
     pub fn add(&mut self, span: &Span) {
         self.room.clear();
         encode_span(&mut self.room, span);
-        let same = |(resource, _): &(Arc<Resource>, _)| {
-            Arc::ptr_eq(resource, &span.resource) || **resource == *span.resource
-        };
+        let same =
+            |group: &Group| Arc::ptr_eq(&group.resource, &span.resource) || *group.resource == *span.resource;
         let place = self.groups.iter().position(same).unwrap_or_else(|| {
-            self.groups.push((span.resource.clone(), Vec::new()));
+            let expected = if self.groups.is_empty() { self.last } else { 0 };
+            self.groups.push(Group::new(span.resource.clone(), expected));
             self.groups.len() - 1
         });
-        bytes(&mut self.groups[place].1, field::SCOPE_SPANS_SPANS, &self.room);
+        bytes(&mut self.groups[place].bytes, field::SCOPE_SPANS_SPANS, &self.room);
         self.spans += 1;
     }
 
@@ -97,38 +108,66 @@ impl Batch {
 
     /// Bytes of memory that it holds, about.
     pub fn held(&self) -> usize {
-        self.groups.iter().map(|(_, spans)| spans.len()).sum()
+        self.groups.iter().map(Group::length).sum()
     }
 
     /// All of it; what follows is another batch.
     pub fn take(&mut self) -> Encoded {
-        let mut out = Vec::with_capacity(self.held() + 1024 * self.groups.len());
-        for (resource, spans) in self.groups.drain(..) {
-            // What stands around the spans is made before, so that those are copied once.
-            let mut about = Vec::new();
-            message(&mut about, field::RESOURCE_SPANS_RESOURCE, |out| {
-                for attribute in &resource.attributes {
-                    encode_attribute(out, field::RESOURCE_ATTRIBUTES, attribute);
-                }
-            });
-            let mut scope = Vec::new();
-            message(&mut scope, field::SCOPE_SPANS_SCOPE, |out| {
-                bytes(out, field::SCOPE_NAME, b"tracer");
-                bytes(out, field::SCOPE_VERSION, env!("CARGO_PKG_VERSION").as_bytes());
-            });
-            let schema = 1 + length_of(SCHEMA_URL.len());
-            let inner = scope.len() + spans.len() + schema;
-            let whole = about.len() + 1 + length_of(inner) + schema;
-            head(&mut out, field::REQUEST_RESOURCE_SPANS, whole);
-            out.extend_from_slice(&about);
-            head(&mut out, field::RESOURCE_SPANS_SCOPE_SPANS, inner);
-            out.extend_from_slice(&scope);
-            out.extend_from_slice(&spans);
-            bytes(&mut out, field::SCOPE_SPANS_SCHEMA_URL, SCHEMA_URL.as_bytes());
-            bytes(&mut out, field::RESOURCE_SPANS_SCHEMA_URL, SCHEMA_URL.as_bytes());
-        }
-        Encoded { bytes: out.into(), spans: std::mem::take(&mut self.spans) }
+        let groups: Vec<Bytes> = self.groups.drain(..).map(Group::finish).collect();
+        let bytes = match <[Bytes; 1]>::try_from(groups) {
+            Ok([only]) => only,
+            Err(several) => several.concat().into(),
+        };
+        self.last = bytes.len();
+        Encoded { bytes, spans: std::mem::take(&mut self.spans) }
     }
+}
+
+impl Group {
+    /// `expected`: bytes that it will have, about.
+    fn new(resource: Arc<Resource>, expected: usize) -> Self {
+        let room = before(&resource, u32::MAX as usize).len();
+        let mut bytes = Vec::with_capacity(expected);
+        bytes.resize(room, 0);
+        Self { resource, bytes, room }
+    }
+
+    /// Of the spans.
+    fn length(&self) -> usize {
+        self.bytes.len() - self.room
+    }
+
+    /// The `ResourceSpans`, as a field of a request. The spans stay where they are: they are many bytes.
+    fn finish(mut self) -> Bytes {
+        let before = before(&self.resource, self.length());
+        let start = self.room - before.len();
+        self.bytes[start..self.room].copy_from_slice(&before);
+        bytes(&mut self.bytes, field::SCOPE_SPANS_SCHEMA_URL, SCHEMA_URL.as_bytes());
+        bytes(&mut self.bytes, field::RESOURCE_SPANS_SCHEMA_URL, SCHEMA_URL.as_bytes());
+        Bytes::from(self.bytes).slice(start..)
+    }
+}
+
+/// What stands before so many bytes of spans of a resource, in a request.
+fn before(resource: &Resource, spans: usize) -> Vec<u8> {
+    let (mut about, mut scope) = (Vec::new(), Vec::new());
+    message(&mut about, field::RESOURCE_SPANS_RESOURCE, |out| {
+        for attribute in &resource.attributes {
+            encode_attribute(out, field::RESOURCE_ATTRIBUTES, attribute);
+        }
+    });
+    message(&mut scope, field::SCOPE_SPANS_SCOPE, |out| {
+        bytes(out, field::SCOPE_NAME, b"tracer");
+        bytes(out, field::SCOPE_VERSION, env!("CARGO_PKG_VERSION").as_bytes());
+    });
+    let schema = 1 + length_of(SCHEMA_URL.len());
+    let of_scope = scope.len() + spans + schema;
+    let mut out = Vec::new();
+    head(&mut out, field::REQUEST_RESOURCE_SPANS, about.len() + 1 + length_of(of_scope) + schema);
+    out.extend_from_slice(&about);
+    head(&mut out, field::RESOURCE_SPANS_SCOPE_SPANS, of_scope);
+    out.extend_from_slice(&scope);
+    out
 }
 
 fn encode_span(out: &mut Vec<u8>, span: &Span) {
@@ -166,11 +205,13 @@ fn encode_span(out: &mut Vec<u8>, span: &Span) {
         });
     }
     // A message is there even where all its fields have their default.
-    message(out, field::SPAN_STATUS, |out| {
-        if span.status == Status::Error {
+    match span.status {
+        Status::Unset => head(out, field::SPAN_STATUS, 0),
+        Status::Error => {
+            head(out, field::SPAN_STATUS, 2);
             number(out, field::STATUS_CODE, ERROR);
         }
-    });
+    }
     encode_key(field::SPAN_FLAGS, WireType::ThirtyTwoBit, out);
     out.extend_from_slice(&u32::from(span.trace_flags).to_le_bytes());
 }

@@ -172,8 +172,11 @@ impl Tracked {
         if let State::Ignored(bucket) = self.state {
             return (!std::mem::replace(&mut self.hushed, true)).then_some(Hush::All(bucket));
         }
-        let until =
-            Direction::BOTH.map(|direction| self.quiet_until(direction).max(self.quiet[direction.index()]));
+        let [first, second] = Direction::BOTH;
+        let until = [
+            self.quiet_until(first).max(self.quiet[first.index()]),
+            self.quiet_until(second).max(self.quiet[second.index()]),
+        ];
         let frames = match &self.state {
             State::Speaking(speaking) => speaking.session.is_bulk(),
             _ => false,
