@@ -10,7 +10,11 @@ mod http2;
 pub mod known;
 pub mod measure;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    cmp::Ordering,
+    hash::{Hash, Hasher},
+    sync::{Arc, OnceLock},
+};
 
 pub use self::http::is_token;
 use self::measure::Measure;
@@ -305,7 +309,7 @@ impl RequestHead {
     pub fn cost(&self) -> usize {
         let texts = self.common.attributes.iter().map(|attribute| match &attribute.value {
             Value::Text(text) => text.len(),
-            Value::Number(_) | Value::Flag(_) => 0,
+            Value::Number(_) | Value::Real(_) | Value::Flag(_) => 0,
         });
         let attributes = self.common.attributes.capacity() * size_of::<Attribute>();
         attributes + self.target.len() + texts.sum::<usize>()
@@ -378,7 +382,39 @@ pub struct Attribute {
 pub enum Value {
     Text(Text),
     Number(i64),
+    /// A share, or another number that is not whole.
+    Real(Real),
     Flag(bool),
+}
+
+/// A number that is equal to itself, and has its place among others.
+#[derive(Clone, Copy, Debug)]
+pub struct Real(pub f64);
+
+impl PartialEq for Real {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Real {}
+
+impl PartialOrd for Real {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Real {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+impl Hash for Real {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.to_bits().hash(state);
+    }
 }
 
 impl Attribute {
@@ -393,6 +429,10 @@ impl Attribute {
 
     pub fn number(key: &'static str, value: impl TryInto<i64>) -> Self {
         Self { key, value: Value::Number(value.try_into().unwrap_or(i64::MAX)) }
+    }
+
+    pub fn real(key: &'static str, value: f64) -> Self {
+        Self { key, value: Value::Real(Real(value)) }
     }
 
     pub fn flag(key: &'static str, value: bool) -> Self {

@@ -104,6 +104,7 @@ impl Serialize for Flat<'_> {
             match &attribute.value {
                 Value::Text(text) => map.serialize_entry(attribute.key, text.as_str())?,
                 Value::Number(number) => map.serialize_entry(attribute.key, number)?,
+                Value::Real(number) => map.serialize_entry(attribute.key, &number.0)?,
                 Value::Flag(flag) => map.serialize_entry(attribute.key, flag)?,
             }
         }

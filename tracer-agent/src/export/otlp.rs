@@ -53,6 +53,7 @@ mod field {
     pub(super) const VALUE_TEXT: u32 = 1;
     pub(super) const VALUE_FLAG: u32 = 2;
     pub(super) const VALUE_NUMBER: u32 = 3;
+    pub(super) const VALUE_REAL: u32 = 4;
 }
 
 /// `SpanKind` and `StatusCode` of the protocol.
@@ -252,6 +253,7 @@ fn encode_attribute(out: &mut Vec<u8>, field: u32, attribute: &Attribute) {
     match &attribute.value {
         Value::Text(text) => bytes(out, field::VALUE_TEXT, text.as_bytes()),
         Value::Number(value) => number(out, field::VALUE_NUMBER, *value as u64),
+        Value::Real(value) => fixed64(out, field::VALUE_REAL, value.0.to_bits()),
         Value::Flag(flag) => number(out, field::VALUE_FLAG, u64::from(*flag)),
     }
 }
@@ -267,6 +269,7 @@ fn length_of_value(value: &Value) -> usize {
     1 + match value {
         Value::Text(text) => length_of(text.len()),
         Value::Number(number) => encoded_len_varint(*number as u64),
+        Value::Real(_) => 8,
         Value::Flag(_) => 1,
     }
 }
@@ -362,6 +365,7 @@ mod tests {
                 Attribute::number("negative", -1i64),
                 Attribute::number("zero", 0i64),
                 Attribute::flag("flag", true),
+                Attribute::real("real", 0.25),
                 Attribute::text("empty", ""),
             ],
             events: vec![Moment { name: "first", time: 5, attributes: vec![Attribute::number("n", 7i64)] }],
@@ -409,6 +413,7 @@ mod tests {
             Wire::IntValue(-1),
             Wire::IntValue(0),
             Wire::BoolValue(true),
+            Wire::DoubleValue(0.25),
             Wire::StringValue(String::new()),
         ];
         assert_eq!(values, expected);
