@@ -11,6 +11,7 @@
 //! - [`filter`]: which spans are asked for
 //! - [`summary`]: what all of them come to; [`metrics`]: how many, how long, how large
 //! - [`export`]: spans as text, JSON and OTLP; metrics as OTLP and for Prometheus
+//! - [`sample`]: which traces are kept
 //! - [`pipeline`]: all of it as one function of the records
 //! - [`stats`]: the ledger
 //!
@@ -41,6 +42,7 @@ pub mod pipeline;
 pub mod propagation;
 pub mod protocol;
 pub mod route;
+pub mod sample;
 pub mod span;
 pub mod stats;
 pub mod stitch;

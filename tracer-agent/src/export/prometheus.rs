@@ -236,6 +236,7 @@ fn told(value: &Value) -> Cow<'_, str> {
     match value {
         Value::Text(text) => Cow::from(text.as_str()),
         Value::Number(number) => Cow::from(number.to_string()),
+        Value::Real(number) => Cow::from(number.0.to_string()),
         Value::Flag(flag) => Cow::from(if *flag { "true" } else { "false" }),
     }
 }

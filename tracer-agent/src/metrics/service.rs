@@ -221,6 +221,6 @@ fn instance(attributes: &[Attribute]) -> String {
 fn text<'a>(attributes: &'a [Attribute], key: &str) -> Option<&'a str> {
     attributes.iter().find(|attribute| attribute.key == key).and_then(|attribute| match &attribute.value {
         Value::Text(text) => Some(text.as_str()),
-        Value::Number(_) | Value::Flag(_) => None,
+        Value::Number(_) | Value::Real(_) | Value::Flag(_) => None,
     })
 }

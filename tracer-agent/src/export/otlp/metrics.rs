@@ -228,6 +228,7 @@ fn told(value: &Value) -> any_value::Value {
     match value {
         Value::Text(text) => any_value::Value::StringValue(text.to_string()),
         Value::Number(number) => any_value::Value::IntValue(*number),
+        Value::Real(number) => any_value::Value::DoubleValue(number.0),
         Value::Flag(flag) => any_value::Value::BoolValue(*flag),
     }
 }
