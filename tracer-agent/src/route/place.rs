@@ -19,6 +19,9 @@ const OUTSTANDING: u32 = 8;
 /// As many ids after a word show that it is a collection.
 const IDS_OF_COLLECTION: u32 = 4;
 
+/// As many leave no doubt, whatever else there is.
+const IDS_CERTAIN: u32 = 16;
+
 /// As many ids at a place are its rule, and words beside them exceptions.
 const IDS_MANY: u32 = 8;
 
@@ -59,7 +62,20 @@ enum Gathered {
     #[default]
     Nothing,
     Loose,
+    /// Besides, words that are put together: `winter-garden` among titles.
+    Titles,
     All,
+}
+
+impl Gathered {
+    fn takes(self, class: Class, text: &str) -> bool {
+        match self {
+            Gathered::Nothing => false,
+            Gathered::Loose => class == Class::Loose,
+            Gathered::Titles => class == Class::Loose || (class == Class::Plain && is_put_together(text)),
+            Gathered::All => class != Class::Word,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -186,8 +202,7 @@ impl Place {
             Class::Word => false,
             Class::Status if self.ids > 0 => true,
             _ if self.find(part.text).is_ok_and(|at| self.words[at].settled) => false,
-            Class::Loose if self.gathered >= Gathered::Loose => true,
-            _ if self.gathered == Gathered::All => true,
+            class if self.gathered.takes(class, part.text) => true,
             _ => is_like_ids(part.text, self.lengths, self.ids),
         }
     }
@@ -226,7 +241,9 @@ impl Place {
         let share = if names { 5 } else { 3 };
         // Random texts among ids look like names of methods now and then.
         let capital = word.text.bytes().any(|byte| byte.is_ascii_uppercase());
-        let doubtful = word.class == Class::Loose || (capital && self.lengths.is_some());
+        let length = word.text.len();
+        let same = length >= 8 && self.lengths == Some((length, length));
+        let doubtful = word.class == Class::Loose || (capital && self.lengths.is_some()) || same;
         let least = match doubtful {
             true if self.ids >= IDS_MANY => 16,
             true => 4,
@@ -237,9 +254,9 @@ impl Place {
         }
         let quiet = now - self.newest;
         let returns = self.changes >= 3 * self.distinct;
-        let tells = returns || quiet >= 64 || self.seen / 64 >= self.distinct;
+        let tells = returns || quiet >= 256 || self.seen / 64 >= self.distinct;
         if word.is_collection() || self.ids >= IDS_MANY || !names {
-            return tells && (self.seen >= 8 || quiet >= 256);
+            return word.node.ids >= IDS_CERTAIN || (tells && (self.seen >= 8 || quiet >= 256));
         }
         let often = self.seen >= 64 && self.changes >= 8 * self.distinct;
         // A client that goes through a list has not come to the others yet.
@@ -258,13 +275,15 @@ impl Place {
         let too_loose = self.loose > self.before.loose_max();
         let names = self.before == Before::AfterName || (self.before == Before::AfterId && self.is_named());
         if too_many || (too_loose && names && self.ids < self.seen / 2) {
-            self.gathered = Gathered::All;
-            self.gather_those(tally, Word::is_unknown);
+            self.gather_like(Gathered::All, tally);
         } else if too_loose && self.gathered == Gathered::Nothing {
-            self.gathered = Gathered::Loose;
+            let loose = self.words.iter().filter(|word| word.class == Class::Loose);
+            let (titles, others): (Vec<&Word>, Vec<&Word>) =
+                loose.partition(|word| is_put_together(&word.text));
+            let gathered = if titles.len() > others.len() { Gathered::Titles } else { Gathered::Loose };
+            self.gather_like(gathered, tally);
             // They do not count as words any more.
-            self.distinct -= self.loose;
-            self.gather_those(tally, |word| word.class == Class::Loose);
+            self.distinct = self.words.iter().filter(|word| word.is_unknown()).count() as u32;
         } else {
             return false;
         }
@@ -360,9 +379,7 @@ impl Place {
 
     fn gather_like(&mut self, gathered: Gathered, tally: &mut Tally) {
         self.gathered = gathered;
-        self.gather_those(tally, |word| {
-            word.class == Class::Loose || (gathered == Gathered::All && word.is_unknown())
-        });
+        self.gather_those(tally, |word| gathered.takes(word.class, &word.text));
     }
 
     /// Forgets what came once, and was not told.
@@ -417,6 +434,10 @@ impl Word {
 fn is_like_ids(text: &str, lengths: Option<(usize, usize)>, ids: u32) -> bool {
     let fits = |(shortest, longest)| (shortest..=longest).contains(&text.len());
     ids >= IDS_MANY && text.len() >= 8 && lengths.is_some_and(fits) && could_be_random(text)
+}
+
+fn is_put_together(text: &str) -> bool {
+    text.contains(['-', '_'])
 }
 
 fn is_version(part: &Part<'_>) -> bool {
