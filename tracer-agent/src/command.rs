@@ -2,15 +2,19 @@
 
 pub(crate) mod capture;
 pub(crate) mod choice;
+pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod list;
 pub(crate) mod otlp;
 pub(crate) mod record;
 pub(crate) mod replay;
+pub(crate) mod run;
 pub(crate) mod trace;
 
-use std::{fmt, time::Duration};
+use std::fmt;
+
+pub(crate) use tracer_agent::config::{parse_period as parse_duration, parse_size};
 
 /// How a call ends: 0 fine; 1 a bad verdict; 2 wrong usage, or nothing selected; 3 inconclusive;
 /// 4 no capture, or losses with `--strict`; 5 the traced command failed.
@@ -64,40 +68,4 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
 pub(crate) fn say(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{text}");
-}
-
-/// `30s`, `500ms`, `2m`, `1h`; a number alone is seconds.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|char: char| !(char.is_ascii_digit() || char == '.')).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let scale = match unit {
-        "" | "s" => 1.0,
-        "ms" => 1e-3,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(format!("`{unit}` is no unit of time; use ms, s, m or h")),
-    };
-    number
-        .parse::<f64>()
-        .ok()
-        .and_then(|number| Duration::try_from_secs_f64(number * scale).ok())
-        .ok_or_else(|| format!("`{text}` is no duration; say for example 30s"))
-}
-
-/// `64KiB`, `8MiB`, `1GiB`; a number alone is bytes.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let scale = match unit {
-        "" => 1u64,
-        "KiB" | "K" | "k" => 1 << 10,
-        "MiB" | "M" => 1 << 20,
-        "GiB" | "G" => 1 << 30,
-        _ => return Err(format!("`{unit}` is no unit of size; use KiB, MiB or GiB")),
-    };
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(scale))
-        .ok_or_else(|| format!("`{text}` is no size; say for example 8MiB"))
 }

@@ -7,6 +7,7 @@
 //! - [`span`]: exchanges with ids, kind, status and resource
 //! - [`stitch`]: spans with their parents
 //! - [`enrich`]: what is known of the processes
+//! - [`observe`]: where an agent runs, routes for all of them, metrics of all, and some that are chosen
 //! - [`noise`]: requests that nobody asks about; [`route`]: what a path stands for
 //! - [`filter`]: which spans are asked for
 //! - [`summary`]: what all of them come to; [`metrics`]: how many, how long, how large
@@ -29,6 +30,8 @@ macro_rules! tell {
 }
 
 pub mod capture;
+#[cfg(feature = "live")]
+pub mod config;
 pub mod connection;
 pub mod enrich;
 pub mod exchange;
@@ -38,6 +41,7 @@ pub mod filter;
 pub mod live;
 pub mod metrics;
 pub mod noise;
+pub mod observe;
 pub mod pipeline;
 pub mod propagation;
 pub mod protocol;

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "this is the module that may read clocks")]
 
 pub mod clock;
+pub mod cost;
 pub mod discover;
 pub mod doctor;
 pub mod facts;
@@ -15,5 +16,6 @@ pub mod privileges;
 pub mod probes;
 pub mod select;
 pub mod send;
+pub mod serve;
 pub mod session;
 pub mod sockets;

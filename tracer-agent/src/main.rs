@@ -40,6 +40,10 @@ enum Command {
     Doctor(command::doctor::Arguments),
     /// Show what is seen of a process, what not, why, and what to do
     Explain(command::explain::Arguments),
+    /// Run as a service on a node: spans and metrics go where a configuration says
+    Run(command::run::Arguments),
+    /// Check a configuration, or show what one can say
+    Config(command::config::Arguments),
     /// The helper that becomes a traced command
     #[command(name = gate::SUBCOMMAND, hide = true)]
     WaitAtGate {
@@ -59,7 +63,10 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    log();
+    // A service says in its configuration how it logs.
+    if !matches!(arguments.command, Command::Run(_)) {
+        log();
+    }
     let result = match arguments.command {
         Command::Trace(arguments) => command::trace::run(&arguments),
         Command::Record(arguments) => command::record::run(&arguments),
@@ -67,6 +74,8 @@ fn main() -> ExitCode {
         Command::List(arguments) => command::list::run(&arguments),
         Command::Doctor(arguments) => command::doctor::run(&arguments),
         Command::Explain(arguments) => command::explain::run(&arguments),
+        Command::Run(arguments) => command::run::run(&arguments),
+        Command::Config(arguments) => command::config::run(&arguments),
         Command::WaitAtGate { gate, user, command } => {
             return ExitCode::from(gate::wait_and_become(gate, user.as_deref(), &command) as u8);
         }

@@ -269,6 +269,7 @@ impl Metrics {
     fn describe(&mut self, place: usize, span: &Span, route: Option<&Text>, admit: bool) {
         let group = &self.groups[place];
         self.key.fill(place, group);
+        self.key.take(group, &span.request.common.attributes);
         self.key.take(group, &span.attributes);
         self.key.take(group, &span.common.attributes);
         if let (Some(at), Some(route)) = (group.route, route) {

@@ -19,9 +19,9 @@ use crate::{
     capture::{Life, Record},
     connection::{Arrival, Place, stream::Ending},
     enrich::{Resource, process::Processes},
-    protocol::{Event, Kind, Shown, Text},
+    protocol::{Event, Kind, RequestHead, Shown, Text},
     span::{Span, Spans},
-    stats::{Bucket, Ledger},
+    stats::{Bucket, Ledger, Tally},
     stitch::{Habits, Parents, Stitch},
 };
 
@@ -105,6 +105,27 @@ pub struct Pipeline {
     quiet: VecDeque<Quiet>,
     open: Vec<OpenExchange>,
     finished: bool,
+    /// What connections that are over came to, of processes that are not.
+    coverage: BTreeMap<u32, Coverage>,
+}
+
+/// What was seen of a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    pub bytes: Tally,
+    pub records: u64,
+    /// Of all times, and those that are open.
+    pub connections: u64,
+    pub open: u64,
+}
+
+impl Coverage {
+    fn merge(&mut self, other: &Coverage) {
+        self.bytes.merge(&other.bytes);
+        self.records += other.records;
+        self.connections += other.connections;
+        self.open += other.open;
+    }
 }
 
 impl Pipeline {
@@ -122,7 +143,10 @@ impl Pipeline {
         match record {
             Record::Process(life, process) => {
                 match life {
-                    Life::Exited => self.stitch.end_process(process.header.pid),
+                    Life::Exited => {
+                        self.stitch.end_process(process.header.pid);
+                        self.coverage.remove(&process.header.pid);
+                    }
                     Life::Forked | Life::Executed | Life::Chosen => {
                         self.stitch.forget_process(process.header.pid);
                     }
@@ -214,6 +238,49 @@ impl Pipeline {
     /// Whether anything was told of the process.
     pub fn knows(&self, process: u32) -> bool {
         self.processes.knows(process)
+    }
+
+    /// What was seen of each process that has not ended.
+    pub fn coverage(&self) -> BTreeMap<u32, Coverage> {
+        let mut all = self.coverage.clone();
+        for tracked in self.connections.values() {
+            let process = tracked.connection.process;
+            if self.processes.ended(process).is_none() {
+                let open = Coverage { open: 1, ..tracked.coverage };
+                all.entry(process).or_default().merge(&open);
+            }
+        }
+        all
+    }
+
+    pub fn resource(&mut self, process: u32) -> Arc<Resource> {
+        self.processes.resource(process)
+    }
+
+    /// What connections carry that are open: how many of each, for a process or for all.
+    pub fn carried(&self, process: Option<u32>) -> BTreeMap<&'static str, u64> {
+        let mut carried = BTreeMap::new();
+        let wanted = |tracked: &&Tracked| process.is_none_or(|process| tracked.connection.process == process);
+        for tracked in self.connections.values().filter(wanted) {
+            *carried.entry(tracked.carries()).or_default() += 1;
+        }
+        carried
+    }
+
+    /// Exchanges that are under way: called for each with its process, its end and the name of its protocol.
+    pub fn each_open(&self, mut tell: impl FnMut(u32, Kind, &RequestHead)) {
+        for tracked in self.connections.values() {
+            tracked.each_open(&mut tell);
+        }
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// What is told of exchanges from here on.
+    pub fn set_shown(&mut self, shown: Shown) {
+        self.limits.shown = shown;
     }
 
     pub fn is_finished(&self) -> bool {
@@ -371,7 +438,10 @@ impl Pipeline {
             run.ledger.connections += 1;
             Tracked::new(cookie)
         });
+        let before = run.ledger.bytes;
         work(tracked, &mut run);
+        tracked.coverage.records += 1;
+        tracked.coverage.bytes.add_difference(&run.ledger.bytes, &before);
         let mut held = tracked.cost();
         if held > CONNECTION_HELD_MAX + CONNECTION_COST {
             tracked.overflow(&mut run);
@@ -432,6 +502,11 @@ impl Pipeline {
     fn forget(&mut self, cookie: u64) {
         if let Some(mut tracked) = self.connections.remove(&cookie) {
             self.held -= tracked.held;
+            let process = tracked.connection.process;
+            if self.processes.knows(process) && self.processes.ended(process).is_none() {
+                tracked.coverage.connections = 1;
+                self.coverage.entry(process).or_default().merge(&tracked.coverage);
+            }
             if let Some(verdict) = tracked.take_verdict() {
                 *self.ledger.verdicts.entry(verdict).or_default() += 1;
             }

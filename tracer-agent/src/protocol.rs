@@ -82,7 +82,7 @@ impl Default for Shown {
 }
 
 /// Which end of an exchange a process is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Server,
     Client,

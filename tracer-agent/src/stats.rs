@@ -97,6 +97,13 @@ impl Tally {
         self.0.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 
+    /// What came on top of an earlier state.
+    pub fn add_difference(&mut self, now: &Tally, before: &Tally) {
+        for (mine, (now, before)) in self.0.iter_mut().zip(now.0.iter().zip(before.0)) {
+            *mine = mine.saturating_add(now.saturating_sub(before));
+        }
+    }
+
     pub fn merge(&mut self, other: &Tally) {
         for (mine, theirs) in self.0.iter_mut().zip(other.0) {
             *mine = mine.saturating_add(theirs);

@@ -168,6 +168,7 @@ pub(crate) fn run(
     check_place()?;
     let wanted = Wanted {
         ring: ring_size(bounds.ring)?,
+        connections: None,
         capture: bounds.capture,
         refuse: bounds.refuse.clone(),
         all: false,
@@ -203,7 +204,8 @@ pub(crate) fn run(
         tell_if_kept(privileges::drop_most(command.is_some()));
         let outputs = Outputs {
             printer: output.printer(target)?,
-            sender: endpoint.map(|endpoint| Sender::start(&endpoint)).transpose()?,
+            senders: endpoint.map(|endpoint| Sender::start(&endpoint)).transpose()?.into_iter().collect(),
+            observer: None,
             recording: recording_to,
             filter: filter.filter(),
             filtered: 0,
@@ -457,7 +459,7 @@ fn report(finished: &mut Finished) {
     for open in finished.pipeline.open_exchanges() {
         tell!("{}", text::open(open));
     }
-    if let Some((url, sent)) = &finished.sent {
+    for (url, sent) in &finished.sent {
         tell!("otlp: {url}: {sent}");
     }
     if finished.filtered > 0 {
@@ -481,7 +483,7 @@ fn exit(finished: &Finished, ended: Ended, strict: bool) -> Exit {
         return Exit::CannotCapture;
     }
     let ledger = finished.pipeline.ledger();
-    let unsent = finished.sent.as_ref().map_or(0, |(_, sent)| sent.lost());
+    let unsent: u64 = finished.sent.iter().map(|(_, sent)| sent.lost()).sum();
     if strict && (ledger.has_losses() || ledger.difference() != 0 || finished.unprinted > 0 || unsent > 0) {
         tell!("something was lost (see the lines above)");
         return Exit::CannotCapture;

@@ -171,7 +171,8 @@ async fn look(
     tell_if_kept(privileges::drop_most(false));
     let outputs = Outputs {
         printer: Printer::silent(),
-        sender: None,
+        senders: Vec::new(),
+        observer: None,
         recording: None,
         filter: Filter::default(),
         filtered: 0,

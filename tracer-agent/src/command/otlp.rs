@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::anyhow;
 use clap::Args;
-use tracer_agent::live::send::endpoint::{Compression, Endpoint, Protocol, QUEUE, Said};
+use tracer_agent::live::send::endpoint::{Compression, Endpoint, Protocol, QUEUE, Said, Signal};
 
 use super::{Exit, Failure, OrExit, parse_duration, parse_size};
 
@@ -82,6 +82,7 @@ impl OtlpArguments {
         headers.retain(|(name, _)| !self.headers.iter().any(|(flag, _)| flag.eq_ignore_ascii_case(name)));
         headers.extend(self.headers.iter().cloned());
         let said = Said {
+            signal: Signal::Traces,
             url,
             exact,
             protocol: match self.protocol {

@@ -57,7 +57,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     }
     let mut outputs = Outputs {
         printer: arguments.output.printer(arguments.output.target()?)?,
-        sender: arguments.output.otlp.endpoint()?.map(|endpoint| Sender::start(&endpoint)).transpose()?,
+        senders: arguments
+            .output
+            .otlp
+            .endpoint()?
+            .map(|endpoint| Sender::start(&endpoint))
+            .transpose()?
+            .into_iter()
+            .collect(),
+        observer: None,
         recording: None,
         filter: arguments.filter.filter(),
         filtered: 0,
@@ -85,7 +93,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         }
     }
     let mut unsent = 0;
-    if let Some(mut sender) = outputs.sender {
+    for mut sender in outputs.senders {
         sender.flush_waiting();
         let (url, sent) = sender.finish(FLUSH);
         tell!("otlp: {url}: {sent}");

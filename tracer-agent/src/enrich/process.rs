@@ -1,7 +1,7 @@
 //! Processes, by what records and facts tell of them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -22,10 +22,11 @@ const ENDED_MAX: usize = 4096;
 #[derive(Debug, Default)]
 pub struct Processes {
     known: BTreeMap<u32, Process>,
-    /// In the order in which they were first told of.
-    order: std::collections::VecDeque<u32>,
+    /// In the order in which they were first told of: numbers are used again, so each with its life.
+    order: VecDeque<(u32, u64)>,
     /// Those that have ended, in that order.
-    ended: std::collections::VecDeque<u32>,
+    ended: VecDeque<(u32, u64)>,
+    lives: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -36,47 +37,71 @@ struct Process {
     resource: Option<Arc<Resource>>,
     /// When its last thread ended.
     ended: Option<u64>,
+    life: u64,
 }
 
 impl Processes {
     pub fn handle_life(&mut self, life: Life, wire: &Wire) {
         let id = wire.header.pid;
         let command = text(&wire.command);
-        if !self.known.contains_key(&id) {
-            self.order.push_back(id);
-            if self.order.len() > KNOWN_MAX
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.known.remove(&oldest);
-            }
-        }
+        // One that was forked is another one, whoever had its number before.
+        let number = match self.known.get(&id) {
+            Some(known) if life != Life::Forked => known.life,
+            _ => self.begin(id),
+        };
         match life {
             Life::Forked => {
                 let parent = self.known.get(&wire.parent).cloned().unwrap_or_default();
-                let child = Process { command, resource: None, ended: None, ..parent };
+                let child = Process { command, resource: None, ended: None, life: number, ..parent };
                 self.known.insert(id, child);
             }
             Life::Executed => {
-                let process = self.known.entry(id).or_default();
-                *process = Process { command, ..Process::default() };
+                let process = Process { command, life: number, ..Process::default() };
+                self.known.insert(id, process);
             }
             Life::Chosen => {
                 let process = self.known.entry(id).or_default();
                 process.command = command;
                 process.ended = None;
                 process.resource = None;
+                process.life = number;
             }
             Life::Exited => {
-                self.known.entry(id).or_default().ended = Some(wire.header.time);
-                self.ended.push_back(id);
+                let process = self.known.entry(id).or_default();
+                process.ended = Some(wire.header.time);
+                process.life = number;
+                self.ended.push_back((id, number));
                 if self.ended.len() > ENDED_MAX
-                    && let Some(oldest) = self.ended.pop_front()
-                    && self.known.get(&oldest).is_some_and(|process| process.ended.is_some())
+                    && let Some((oldest, life)) = self.ended.pop_front()
+                    && self
+                        .known
+                        .get(&oldest)
+                        .is_some_and(|known| known.ended.is_some() && known.life == life)
                 {
                     self.known.remove(&oldest);
                 }
             }
         }
+    }
+
+    /// A life of its own for a process. Where there are too many the oldest goes.
+    fn begin(&mut self, id: u32) -> u64 {
+        self.lives += 1;
+        self.order.push_back((id, self.lives));
+        let known = &mut self.known;
+        let is_there = |(id, life): &(u32, u64)| known.get(id).is_some_and(|process| process.life == *life);
+        if self.order.len() > 2 * KNOWN_MAX {
+            let newest = self.lives;
+            self.order.retain(|entry| entry.1 == newest || is_there(entry));
+        }
+        while known.len() >= KNOWN_MAX
+            && let Some((oldest, life)) = self.order.pop_front()
+        {
+            if known.get(&oldest).is_some_and(|process| process.life == life) {
+                known.remove(&oldest);
+            }
+        }
+        self.lives
     }
 
     pub fn handle_fact(&mut self, process: u32, key: FactKey, value: &str) {
@@ -167,4 +192,43 @@ fn from_environment<'a>(attributes: &'a str, key: &str) -> Option<&'a str> {
 fn text(command: &[u8; 16]) -> String {
     let end = command.iter().position(|byte| *byte == 0).unwrap_or(command.len());
     String::from_utf8_lossy(&command[..end]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracer_common::record::Header;
+
+    fn tell(processes: &mut Processes, life: Life, id: u32, parent: u32) {
+        let header = Header { pid: id, time: 1, ..Header::default() };
+        processes.handle_life(
+            life,
+            &Wire { header, parent, command: *b"a\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", ..Wire::default() },
+        );
+    }
+
+    #[test]
+    fn a_number_that_is_used_again_is_another_process() {
+        let mut processes = Processes::default();
+        tell(&mut processes, Life::Chosen, 1, 0);
+        processes.handle_fact(1, FactKey::Executable, "server");
+        // Numbers go round many times.
+        for n in 0..200_000u32 {
+            let id = 2 + n % 1000;
+            tell(&mut processes, Life::Forked, id, 1);
+            assert_eq!(&*processes.resource(id).service, "server");
+            assert_eq!(processes.ended(id), None);
+            tell(&mut processes, Life::Exited, id, 0);
+        }
+        assert!(processes.knows(1) && processes.known.len() <= 1001 + 1);
+        assert!(processes.order.len() <= 2 * KNOWN_MAX + 1 && processes.ended.len() <= ENDED_MAX);
+    }
+
+    #[test]
+    fn the_oldest_goes_where_there_are_too_many() {
+        let mut processes = Processes::default();
+        (1..=KNOWN_MAX as u32 + 10).for_each(|id| tell(&mut processes, Life::Chosen, id, 0));
+        assert_eq!(processes.known.len(), KNOWN_MAX);
+        assert!(!processes.knows(10) && processes.knows(11));
+    }
 }

@@ -22,3 +22,8 @@ pub fn offset() -> i64 {
 fn nanoseconds(time: Timespec) -> i64 {
     time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
+
+/// A time of records as nanoseconds since 1970, by the clocks as they are.
+pub fn wall(time: u64) -> u64 {
+    time.saturating_add_signed(offset())
+}

@@ -35,8 +35,6 @@ const LIBRARIES: &[(&str, &str, Meaning, &str)] = &[
     ("libnetty_tcnative", "BoringSSL for Netty", Meaning::Tls, "hooks are to come"),
     ("libjvm.so", "Java", Meaning::Tls, "its own TLS (JSSE) is code of Java, which has no function to hook"),
     ("liburing.so", "liburing", Meaning::Note, "what io_uring moves is counted and not read"),
-    ("libnghttp2.so", "nghttp2", Meaning::Note, "HTTP/2 is to come"),
-    ("libgrpc.so", "gRPC", Meaning::Note, "HTTP/2 and gRPC are to come"),
     ("libpq.so", "PostgreSQL's client", Meaning::Note, "its protocol is to come"),
     ("libmysqlclient.so", "MySQL's client", Meaning::Note, "its protocol is to come"),
     ("libmariadb.so", "MariaDB's client", Meaning::Note, "its protocol is to come"),

@@ -1,7 +1,7 @@
 //! The probes: loaded one by one, attached, and taken away again. Nothing is pinned: when the
 //! program ends, in whatever way, the kernel drops them with its file descriptors.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::{
@@ -67,6 +67,8 @@ type Hushed = [u8; size_of::<connection::Quiet>()];
 pub struct Wanted {
     /// Size of the ring: a power of two.
     pub ring: u32,
+    /// Connections that the probes keep.
+    pub connections: Option<u32>,
     /// The best that the kernel has, if it is not named.
     pub capture: Option<Capture>,
     /// Tracepoints that are dealt with as if the kernel refused them, for tests.
@@ -77,7 +79,7 @@ pub struct Wanted {
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { ring: RING_DEFAULT, capture: None, refuse: Vec::new(), all: false }
+        Self { ring: RING_DEFAULT, connections: None, capture: None, refuse: Vec::new(), all: false }
     }
 }
 
@@ -131,6 +133,9 @@ impl Probes {
     ) -> Result<(Self, RingBuf<MapData>), NoCapture> {
         let mut loader = EbpfLoader::new();
         loader.map_max_entries("RECORDS", wanted.ring);
+        if let Some(connections) = wanted.connections {
+            loader.map_max_entries("CONNECTIONS", connections);
+        }
         for (name, offset) in offsets {
             loader.override_global(name, offset, true);
         }
@@ -227,6 +232,22 @@ impl Probes {
         }
         let bytes = <Chosen>::try_from(selected.as_bytes()).context("a choice has another size")?;
         self.selected.insert(process, bytes, 0).context("the selection is full")
+    }
+
+    pub fn selects_nobody(&self) -> bool {
+        let known = self.selected.iter().flatten();
+        !known.filter_map(|(_, bytes)| Selected::read_from_bytes(&bytes).ok()).any(|known| known.chosen != 0)
+    }
+
+    /// How long each probe ran, and how often, where the kernel counts that.
+    pub fn run_times(&self) -> Vec<(String, Duration, u64)> {
+        let programs = self.ebpf.programs();
+        programs
+            .filter_map(|(name, program)| {
+                let info = program.info().ok()?;
+                Some((name.to_owned(), info.run_time(), info.run_count()))
+            })
+            .collect()
     }
 
     /// All processes that the probes know something of.

@@ -38,6 +38,8 @@ pub struct Wish {
 #[derive(Debug, Default)]
 pub struct Selection {
     rules: Vec<Rule>,
+    /// Cgroups that are not there.
+    pub missing: Vec<String>,
 }
 
 /// A [`Wish`], understood.
@@ -47,7 +49,9 @@ pub struct Rule {
     commands: Vec<Pattern>,
     executables: Vec<Pattern>,
     ports: BTreeSet<u16>,
+    /// Those that are there, of those that were named.
     cgroups: Vec<Cgroup>,
+    asks_cgroup: bool,
     /// Those that exact paths of executables lead to.
     files: Vec<File>,
     /// Processes are named by what becomes of a command that is yet to be started.
@@ -103,24 +107,31 @@ impl Pattern {
 impl Selection {
     /// One rule alone, or what becomes of a command.
     pub fn of(wish: &Wish, starts_command: bool) -> Result<Self> {
-        let rule = Rule { starts_command, ..Rule::new(wish, false)? };
-        Ok(Self { rules: vec![rule] })
+        let mut missing = Vec::new();
+        let rule = Rule { starts_command, ..Rule::new(wish, false, &mut missing)? };
+        match missing.pop() {
+            Some(missing) => Err(anyhow!("{missing}")),
+            None => Ok(Self { rules: vec![rule], missing }),
+        }
     }
 
+    /// As it comes: cgroups may be there later.
     pub fn new(include: &[Wish], exclude: &[Wish]) -> Result<Self> {
         ensure!(
             include.len() + exclude.len() <= RULES_MAX,
             "there are {} rules, and room for {RULES_MAX}",
             include.len() + exclude.len()
         );
-        let included = include.iter().map(|wish| Rule::new(wish, false));
-        let excluded = exclude.iter().map(|wish| Rule::new(wish, true));
-        Ok(Self { rules: included.chain(excluded).collect::<Result<_>>()? })
+        let included = include.iter().map(|wish| (wish, false));
+        let wishes = included.chain(exclude.iter().map(|wish| (wish, true)));
+        let mut missing = Vec::new();
+        let rules = wishes.map(|(wish, excludes)| Rule::new(wish, excludes, &mut missing));
+        Ok(Self { rules: rules.collect::<Result<_>>()?, missing })
     }
 
     /// Probes that are tried with it choose no process.
     pub fn of_nobody() -> Self {
-        Self { rules: vec![Rule { starts_command: true, ..Rule::default() }] }
+        Self { rules: vec![Rule { starts_command: true, ..Rule::default() }], missing: Vec::new() }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -252,6 +263,11 @@ impl Selection {
             .next()
     }
 
+    /// A rule by its bit, for people.
+    pub fn told(&self, rule: u32) -> String {
+        self.rules.get(rule as usize).map(Rule::to_string).unwrap_or_default()
+    }
+
     fn including(&self) -> impl Iterator<Item = &Rule> {
         self.rules.iter().filter(|rule| !rule.excludes)
     }
@@ -262,7 +278,8 @@ impl Selection {
 }
 
 impl Rule {
-    fn new(wish: &Wish, excludes: bool) -> Result<Self> {
+    /// `missing`: where it is told which cgroups are not there.
+    fn new(wish: &Wish, excludes: bool, missing: &mut Vec<String>) -> Result<Self> {
         let patterns = |texts: &[String]| -> Result<Vec<Pattern>> {
             texts.iter().map(|text| Pattern::new(text)).collect()
         };
@@ -277,7 +294,12 @@ impl Rule {
                 .collect(),
             executables,
             ports: wish.ports.iter().copied().collect(),
-            cgroups: wish.cgroups.iter().map(|text| Cgroup::find(text)).collect::<Result<_>>()?,
+            cgroups: wish
+                .cgroups
+                .iter()
+                .filter_map(|text| Cgroup::find(text).map_err(|error| missing.push(error.to_string())).ok())
+                .collect(),
+            asks_cgroup: !wish.cgroups.is_empty(),
             starts_command: false,
             excludes,
         })
@@ -290,7 +312,7 @@ impl Rule {
             (condition::COMMAND, !self.commands.is_empty()),
             (condition::EXECUTABLE, !self.executables.is_empty()),
             (condition::PORT, !self.ports.is_empty()),
-            (condition::CGROUP, !self.cgroups.is_empty()),
+            (condition::CGROUP, self.asks_cgroup),
         ];
         kinds.into_iter().filter(|(_, used)| *used).map(|(kind, _)| kind).collect()
     }

@@ -9,7 +9,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use self::{
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Signal},
     queue::Queue,
     route::{Answer, Content, Route, Transport},
 };
@@ -59,6 +59,8 @@ struct Counts {
     refused: AtomicU64,
     /// It was tried for long, and in vain.
     given_up: AtomicU64,
+    /// The collector takes nothing at the moment.
+    failing: AtomicBool,
 }
 
 /// The same at one moment.
@@ -107,6 +109,7 @@ pub struct Sender {
     thread: JoinHandle<()>,
     counts: Arc<Counts>,
     url: String,
+    signal: Signal,
 }
 
 impl Sender {
@@ -118,6 +121,7 @@ impl Sender {
             counts: counts.clone(),
             timeout: endpoint.timeout,
             url: endpoint.shown(),
+            items: endpoint.signal.items(),
             failing: None,
             not_before: None,
         };
@@ -134,7 +138,49 @@ impl Sender {
                 }
             })
             .context("no thread can be started")?;
-        Ok(Self { batch: Batch::default(), since: None, queue, thread, counts, url: endpoint.shown() })
+        let (url, signal) = (endpoint.shown(), endpoint.signal);
+        Ok(Self { batch: Batch::default(), since: None, queue, thread, counts, url, signal })
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub fn signal(&self) -> Signal {
+        self.signal
+    }
+
+    /// A request that is encoded already, of so many items.
+    pub fn send_encoded(&mut self, encoded: Encoded) {
+        self.counts.made.fetch_add(encoded.spans as u64, Relaxed);
+        let dropped = self.queue.put(encoded);
+        self.counts.dropped.fetch_add(dropped, Relaxed);
+    }
+
+    /// What became of all until now; `late` is what waits or is under way.
+    pub fn sent(&self) -> Sent {
+        let count = |count: &AtomicU64| count.load(Relaxed);
+        let mut sent = Sent {
+            sent: count(&self.counts.sent),
+            dropped: count(&self.counts.dropped),
+            rejected: count(&self.counts.rejected),
+            refused: count(&self.counts.refused),
+            given_up: count(&self.counts.given_up),
+            late: 0,
+        };
+        // Neither gone nor lost: in the queue, or on the way.
+        sent.late = count(&self.counts.made).saturating_sub(sent.sent + sent.lost());
+        sent
+    }
+
+    /// Bytes that wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.bytes()
+    }
+
+    /// Whether the receiver takes what it is sent.
+    pub fn is_failing(&self) -> bool {
+        self.counts.failing.load(Relaxed)
     }
 
     pub fn send(&mut self, span: &Span) {
@@ -193,17 +239,7 @@ impl Sender {
         while !self.thread.is_finished() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let count = |count: &AtomicU64| count.load(Relaxed);
-        let mut sent = Sent {
-            sent: count(&self.counts.sent),
-            dropped: count(&self.counts.dropped),
-            rejected: count(&self.counts.rejected),
-            refused: count(&self.counts.refused),
-            given_up: count(&self.counts.given_up),
-            late: 0,
-        };
-        // Neither gone nor lost: in the queue, or on the way.
-        sent.late = count(&self.counts.made).saturating_sub(sent.sent + sent.lost());
+        let sent = self.sent();
         (self.url, sent)
     }
 }
@@ -223,6 +259,8 @@ struct Post {
     counts: Arc<Counts>,
     timeout: Duration,
     url: String,
+    /// What is sent, for people.
+    items: &'static str,
     /// Since when the collector takes nothing.
     failing: Option<Instant>,
     /// It asked not to be asked before.
@@ -250,14 +288,19 @@ impl Post {
                 Answer::Taken { rejected, reason } => {
                     let rejected = u64::try_from(rejected).unwrap_or(0).min(spans);
                     if rejected > 0 || !reason.is_empty() {
-                        tracing::warn!("{} did not take {rejected} of {spans} spans: {reason}", self.url);
+                        tracing::warn!(
+                            "{} did not take {rejected} of {spans} {}: {reason}",
+                            self.url,
+                            self.items
+                        );
                     }
                     self.counts.rejected.fetch_add(rejected, Relaxed);
                     self.counts.sent.fetch_add(spans - rejected, Relaxed);
                     return self.goes_on();
                 }
                 Answer::Refused(reason) => {
-                    self.fails(&reason, "spans are lost");
+                    let lost = format!("{} are lost", self.items);
+                    self.fails(&reason, &lost);
                     self.counts.refused.fetch_add(spans, Relaxed);
                     return;
                 }
@@ -314,20 +357,23 @@ impl Post {
     fn fails(&mut self, reason: &str, what: &str) {
         if self.failing.is_none() {
             self.failing = Some(Instant::now());
-            tracing::warn!("{} does not take spans: {reason}; {what}", self.url);
+            self.counts.failing.store(true, Relaxed);
+            tracing::warn!("{} does not take {}: {reason}; {what}", self.url, self.items);
         } else {
-            tracing::debug!("{} does not take spans: {reason}", self.url);
+            tracing::debug!("{} does not take {}: {reason}", self.url, self.items);
         }
     }
 
     fn goes_on(&mut self) {
         self.queue.hope(true);
         if let Some(since) = self.failing.take() {
+            self.counts.failing.store(false, Relaxed);
             let dropped = self.counts.dropped.load(Relaxed);
             let seconds = since.elapsed().as_secs();
             tracing::warn!(
-                "{} takes spans again after {seconds}s; {dropped} spans were dropped so far",
-                self.url
+                "{} takes {items} again after {seconds}s; {dropped} {items} were dropped so far",
+                self.url,
+                items = self.items
             );
         }
     }

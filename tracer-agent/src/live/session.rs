@@ -26,14 +26,16 @@ use super::{
     load::Probes,
     print::Printer,
     select::Selection,
-    send::{Sender, Sent},
+    send::{Sender, Sent, endpoint::Signal},
     sockets::UnixSockets,
 };
 use crate::{
     capture::{self, Life, Record, own},
     filter::Filter,
+    observe::Observer,
     pipeline::{Limits, Pipeline},
     span::Span,
+    stats::Ledger,
     summary::{Summary, edges::Edges},
 };
 
@@ -53,10 +55,13 @@ const TICK: u64 = 100_000_000;
 const TICK_IDLE: u64 = 1_000_000_000;
 const CLOCK: u64 = 30_000_000_000;
 
+/// A wall clock that goes wrong by more is told at once: 10 ms.
+const CLOCK_JUMP: u64 = 10_000_000;
+
 /// Where spans and records go.
 pub struct Outputs {
     pub printer: Printer,
-    pub sender: Option<Sender>,
+    pub senders: Vec<Sender>,
     pub recording: Option<Recording>,
     /// What is shown and sent of the spans.
     pub filter: Filter,
@@ -66,6 +71,8 @@ pub struct Outputs {
     pub summary: Option<Summary>,
     /// Who calls whom, if that is asked for.
     pub edges: Option<Edges>,
+    /// What measures spans and chooses some, where an agent runs.
+    pub observer: Option<Observer>,
 }
 
 pub struct Session {
@@ -88,6 +95,8 @@ pub struct Session {
     pub copy_all: bool,
     last_tick: u64,
     last_clock: u64,
+    /// The wall clock minus the monotonic one, as last told.
+    offset: i64,
     records_at_tick: u64,
     idle: Duration,
 }
@@ -126,6 +135,7 @@ impl Session {
             copy_all: false,
             last_tick: clock::monotonic(),
             last_clock: 0,
+            offset: 0,
             records_at_tick: 0,
             idle: PAUSE_BUSY,
         };
@@ -164,6 +174,59 @@ impl Session {
             }
         }
         Ok(chosen)
+    }
+
+    /// Chooses by other rules from here on. Connections stay as they are, but for those of processes that are
+    /// not chosen any more.
+    pub fn set_selection(&mut self, selection: Selection) -> Result<()> {
+        self.selection = selection;
+        self.probes.set_rules(&self.selection)?;
+        // A child that is forked meanwhile has what its parent had: it is looked at with the next turn.
+        for _ in 0..SCANS {
+            let seen = self.selection.scan()?;
+            let mut news = false;
+            for process in self.probes.known().into_iter().filter(|process| !seen.contains_key(process)) {
+                self.probes.deselect(process);
+            }
+            for (process, (seen, met)) in seen {
+                let (before, chosen) = (self.probes.selected(process), self.selection.chosen(&met));
+                if before == (Selected { met, chosen }) {
+                    continue;
+                }
+                news = true;
+                self.probes.select(process, Selected { met, chosen })?;
+                if before.chosen == 0 && chosen != 0 {
+                    self.choose(process, &seen, met)?;
+                }
+            }
+            if !news {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    pub fn probes(&self) -> &Probes {
+        &self.probes
+    }
+
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
+    /// The ledger as it stands, with what the kernel counted until now.
+    pub fn ledger(&self) -> Ledger {
+        let mut ledger = self.pipeline.ledger().clone();
+        ledger.kernel = self.probes.counters().ok();
+        ledger
+    }
+
+    pub fn pipeline_mut(&mut self) -> &mut Pipeline {
+        &mut self.pipeline
     }
 
     /// Chooses a process that is yet to become the command.
@@ -284,11 +347,12 @@ impl Session {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.outputs.finish_observing();
         let recorded = self.outputs.finish_recording();
         let filtered = self.outputs.filtered;
         let (summary, edges) = (self.outputs.summary.take(), self.outputs.edges.take());
         let left = until.saturating_duration_since(Instant::now());
-        let sent = self.outputs.sender.map(|sender| sender.finish(left));
+        let sent = self.outputs.senders.into_iter().map(|sender| sender.finish(left)).collect();
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(500));
         let unprinted = self.outputs.printer.finish(left)?;
         Ok(Finished {
@@ -400,10 +464,10 @@ impl Session {
         }
         self.last_tick = now;
         self.may_be_deserted |= interval == TICK_IDLE;
-        if let Some(sender) = &mut self.outputs.sender {
-            sender.flush_due();
-        }
-        if now.saturating_sub(self.last_clock) >= CLOCK {
+        self.outputs.handle_timeout(now);
+        // It is set, and goes on while the machine sleeps.
+        let offset = clock::offset();
+        if now.saturating_sub(self.last_clock) >= CLOCK || offset.abs_diff(self.offset) >= CLOCK_JUMP {
             self.tell_clock(now)?;
         }
         self.handle(&own::tick(now))?;
@@ -413,7 +477,8 @@ impl Session {
 
     fn tell_clock(&mut self, now: u64) -> Result<()> {
         self.last_clock = now;
-        self.handle(&own::clock(now, clock::offset()))
+        self.offset = clock::offset();
+        self.handle(&own::clock(now, self.offset))
     }
 }
 
@@ -438,11 +503,47 @@ impl Outputs {
     /// Returns whether the span is one of those that are asked for.
     pub fn deliver(&mut self, span: Span) -> bool {
         let asked = self.take_notice(&span);
-        if asked && let Some(sender) = &mut self.sender {
+        match &mut self.observer {
+            None => self.hand_out(span, asked),
+            Some(observer) if asked => {
+                observer.take(span);
+                self.hand_out_observed();
+            }
+            Some(_) => {}
+        }
+        asked
+    }
+
+    fn hand_out(&mut self, span: Span, asked: bool) {
+        for sender in self.senders.iter_mut().filter(|sender| asked && sender.signal() == Signal::Traces) {
             sender.send(&span);
         }
         self.printer.print(span, asked);
-        asked
+    }
+
+    /// Those that were chosen meanwhile.
+    fn hand_out_observed(&mut self) {
+        while let Some(span) = self.observer.as_mut().and_then(Observer::poll_output) {
+            self.hand_out(span, true);
+        }
+    }
+
+    fn handle_timeout(&mut self, now: u64) {
+        if let Some(observer) = &mut self.observer {
+            observer.handle_timeout(now, clock::wall(now));
+            self.hand_out_observed();
+        }
+        for sender in &mut self.senders {
+            sender.flush_due();
+        }
+    }
+
+    /// Nothing more comes.
+    fn finish_observing(&mut self) {
+        if let Some(observer) = &mut self.observer {
+            observer.finish();
+            self.hand_out_observed();
+        }
     }
 
     /// Counts it, and says whether it is asked for.
@@ -466,7 +567,7 @@ impl Outputs {
     /// For a replay, which can wait.
     pub fn deliver_waiting(&mut self, span: Span) {
         let asked = self.take_notice(&span);
-        if asked && let Some(sender) = &mut self.sender {
+        for sender in self.senders.iter_mut().filter(|_| asked) {
             sender.send_waiting(&span);
         }
         self.printer.print_waiting(span, asked);
@@ -485,7 +586,7 @@ pub struct Finished {
     pub summary: Option<Summary>,
     pub edges: Option<Edges>,
     /// Where spans were sent to, and what became of them.
-    pub sent: Option<(String, Sent)>,
+    pub sent: Vec<(String, Sent)>,
     /// Lines that nobody read in time.
     pub unprinted: u64,
     /// False if the capture file is not complete.

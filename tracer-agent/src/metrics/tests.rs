@@ -58,6 +58,7 @@ fn counts(metrics: &Metrics) -> BTreeMap<String, u64> {
                 Value::Text(text) => format!("{key}={text}"),
                 Value::Number(number) => format!("{key}={number}"),
                 Value::Flag(flag) => format!("{key}={flag}"),
+                Value::Real(number) => format!("{key}={}", number.0),
             });
             let words: Vec<String> = words.collect();
             let key = format!("{} {} {}", point.service.job, metric.name, words.join(" "));

@@ -5,7 +5,7 @@ use tracer_common::{
     record::Closed,
 };
 
-use super::{Hush, OpenExchange};
+use super::{Coverage, Hush, OpenExchange};
 use crate::{
     connection::{
         Connection,
@@ -14,7 +14,7 @@ use crate::{
     enrich::process::Processes,
     exchange::{Change, Exchange, Exchanges, Outcome},
     noise::Noise,
-    protocol::{Class, Event, Input, Kind, Progress, Session, Shown, Side, What},
+    protocol::{Class, Event, Input, Kind, Progress, RequestHead, Session, Shown, Side, What},
     span::Spans,
     stats::{self, Bucket, Ledger, Tally, Verdict},
     stitch::{Alone, Begin, End, Stitch},
@@ -44,6 +44,7 @@ pub(super) struct Tracked {
     pub(super) wait: Option<(Direction, u64, u64)>,
     /// As last added to the sum.
     pub(super) held: usize,
+    pub(super) coverage: Coverage,
     /// By direction, until where the kernel was told that it need not copy; and whether it was told that
     /// nothing is wanted at all.
     quiet: [u64; 2],
@@ -157,6 +158,25 @@ pub(super) fn kind(requests: Direction) -> Kind {
 impl Tracked {
     pub(super) fn new(cookie: u64) -> Self {
         Self { cookie, ..Self::default() }
+    }
+
+    /// What it carries, as far as that is known.
+    pub(super) fn carries(&self) -> &'static str {
+        match &self.state {
+            State::Speaking(speaking) if speaking.confirmed => speaking.spoken.protocol,
+            State::Speaking(_) | State::Detecting { .. } => "undecided",
+            State::Ignored(bucket) => bucket.name(),
+        }
+    }
+
+    /// Exchanges that are under way, but for those of other tracers.
+    pub(super) fn each_open(&self, tell: &mut impl FnMut(u32, Kind, &RequestHead)) {
+        let State::Speaking(speaking) = &self.state else { return };
+        let kind = kind(speaking.spoken.requests);
+        let open = self.exchanges.open().filter(|_| speaking.confirmed).map(|(exchange, _)| exchange);
+        for exchange in open.filter(|exchange| exchange.request.noise != Some(Noise::Export)) {
+            tell(exchange.process, kind, &exchange.request);
+        }
     }
 
     pub(super) fn cost(&self) -> usize {

@@ -34,9 +34,43 @@ pub enum Compression {
     Gzip,
 }
 
+/// What is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Signal {
+    #[default]
+    Traces,
+    Metrics,
+}
+
+impl Signal {
+    /// Where a receiver takes it over HTTP, below its URL.
+    fn path(self) -> &'static str {
+        match self {
+            Signal::Traces => "/v1/traces",
+            Signal::Metrics => "/v1/metrics",
+        }
+    }
+
+    pub(super) fn method(self) -> &'static str {
+        match self {
+            Signal::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+            Signal::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+        }
+    }
+
+    /// What it consists of, for people.
+    pub(super) fn items(self) -> &'static str {
+        match self {
+            Signal::Traces => "spans",
+            Signal::Metrics => "points",
+        }
+    }
+}
+
 /// What was said of a receiver.
 #[derive(Clone, Debug, Default)]
 pub struct Said {
+    pub signal: Signal,
     pub url: String,
     /// The URL is that of the spans, not the base that all signals have in common.
     pub exact: bool,
@@ -56,6 +90,7 @@ pub struct Said {
 
 #[derive(Clone, Debug)]
 pub struct Endpoint {
+    pub(super) signal: Signal,
     pub(super) url: Url,
     pub(super) protocol: Protocol,
     pub(super) headers: Vec<(String, String)>,
@@ -99,7 +134,7 @@ impl Endpoint {
             _ => Protocol::Http,
         });
         if protocol == Protocol::Http && !said.exact {
-            let path = format!("{}/v1/traces", url.path().trim_end_matches('/'));
+            let path = format!("{}{}", url.path().trim_end_matches('/'), said.signal.path());
             url.set_path(&path);
         }
         let tls = if url.scheme() == "https" {
@@ -119,6 +154,7 @@ impl Endpoint {
         let timeout = said.timeout.unwrap_or(TIMEOUT);
         ensure!(!timeout.is_zero(), "a timeout of 0 lets nothing be sent");
         Ok(Self {
+            signal: said.signal,
             url,
             protocol,
             headers: said.headers.clone(),

@@ -39,6 +39,11 @@ impl Queue {
         Self { most, state: Mutex::default(), news: Notify::new(), room: Condvar::new() }
     }
 
+    /// Bytes that wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.state().bytes
+    }
+
     /// Returns how many spans had to go for it.
     pub(super) fn put(&self, batch: Encoded) -> u64 {
         let mut state = self.state();

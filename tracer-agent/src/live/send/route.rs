@@ -31,8 +31,6 @@ use super::endpoint::{Compression, Endpoint, Protocol};
 /// By which the exports of tracers are known (`crate::noise::EXPORTER`).
 const USER_AGENT: &str = concat!("tracer-otlp/", env!("CARGO_PKG_VERSION"));
 
-const GRPC_METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-
 /// An answer is short.
 const ANSWER_MAX: usize = 64 << 10;
 
@@ -65,14 +63,25 @@ impl Answer {
 
 /// A way to a collector that is not taken yet.
 pub(super) enum Transport {
-    Grpc { endpoint: Box<tonic::transport::Endpoint>, compression: Compression, headers: MetadataMap },
-    Http { tls: Box<ClientConfig>, request: http::Request<()>, compression: Compression, connect: Duration },
+    Grpc {
+        endpoint: Box<tonic::transport::Endpoint>,
+        compression: Compression,
+        headers: MetadataMap,
+        method: &'static str,
+    },
+    Http {
+        tls: Box<ClientConfig>,
+        request: http::Request<()>,
+        compression: Compression,
+        connect: Duration,
+    },
 }
 
 pub(super) enum Route {
     Grpc {
         client: Grpc<Channel>,
         headers: MetadataMap,
+        method: &'static str,
     },
     Http {
         client: Box<Client<HttpsConnector<HttpConnector>, Full<Bytes>>>,
@@ -110,6 +119,7 @@ impl Transport {
                     endpoint: Box::new(transport),
                     compression: endpoint.compression,
                     headers: MetadataMap::from_headers(headers),
+                    method: endpoint.signal.method(),
                 })
             }
             Protocol::Http => {
@@ -145,7 +155,7 @@ impl Transport {
     /// In the runtime that will send: connections are made with the first request.
     pub(super) fn open(self) -> Route {
         match self {
-            Self::Grpc { endpoint, compression, headers } => {
+            Self::Grpc { endpoint, compression, headers, method } => {
                 // A path of the URL comes before that of the method.
                 let origin = endpoint.uri().clone();
                 let mut client =
@@ -155,7 +165,7 @@ impl Transport {
                         .send_compressed(CompressionEncoding::Gzip)
                         .accept_compressed(CompressionEncoding::Gzip);
                 }
-                Route::Grpc { client, headers }
+                Route::Grpc { client, headers, method }
             }
             Self::Http { tls, request, compression, connect } => {
                 let mut http = HttpConnector::new();
@@ -199,7 +209,7 @@ impl Route {
 
     pub(super) async fn export(&mut self, content: &Content) -> Answer {
         match self {
-            Self::Grpc { client, headers } => {
+            Self::Grpc { client, headers, method } => {
                 if let Err(error) = client.ready().await {
                     return Answer::again(chain(&error));
                 }
@@ -209,7 +219,7 @@ impl Route {
                         request.metadata_mut().append(key, value.clone());
                     }
                 }
-                let path = PathAndQuery::from_static(GRPC_METHOD);
+                let path = PathAndQuery::from_static(method);
                 match client.unary(request, path, Ready).await {
                     Ok(response) => taken(response.into_inner()),
                     Err(status) => failed(&status),
@@ -301,7 +311,8 @@ fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// Partial success: the collector says how many spans it did not take, and why.
+/// Partial success: the collector says how many spans it did not take, and why. The answer for metrics has the
+/// same fields.
 fn taken(response: ExportTraceServiceResponse) -> Answer {
     let partial = response.partial_success.unwrap_or_default();
     Answer::Taken { rejected: partial.rejected_spans, reason: partial.error_message }

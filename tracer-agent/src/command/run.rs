@@ -1,0 +1,314 @@
+//! `tracer run`: the agent, a service that goes on until it is told to end.
+
+mod answers;
+mod families;
+mod log;
+mod plan;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use clap::Args;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracer_agent::{
+    config::Config,
+    live::{
+        load::{Probes, Wanted},
+        print::{Printer, Shape, Target},
+        privileges,
+        probes::Capture,
+        serve::Server,
+        session::{Finished, Outputs, Session},
+    },
+    metrics::Metrics,
+    observe::Observer,
+    sample::Sampler,
+};
+
+pub(crate) use self::plan::Plan;
+use self::{answers::Agent, plan::Exporters};
+use super::{Exit, Failure, OrExit, capture, config};
+
+/// After a signal everything is written and sent within this time.
+const FLUSH: Duration = Duration::from_millis(4500);
+
+/// How often the file is looked at: its text is compared, whatever way it was changed.
+const LOOK: Duration = Duration::from_secs(1);
+
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// The configuration: `tracer config example` prints one
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// How bytes are seen; the best that the kernel has, if not named
+    #[arg(long, value_enum, value_name = "MODE")]
+    capture: Option<Capture>,
+
+    /// A probe that is dealt with as if the kernel refused it: for tests
+    #[arg(long, hide = true, value_name = "TRACEPOINT")]
+    refuse: Vec<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    let (text, config) = config::read(&arguments.config)?;
+    log::start(&config.log);
+    let plan =
+        Plan::new(&config).with_context(|| arguments.config.display().to_string()).or_exit(Exit::Usage)?;
+    capture::check_place()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime can be started")?;
+    runtime.block_on(serve(arguments, text, config, plan))
+}
+
+async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) -> Result<Exit, Failure> {
+    let mut signals = Signals::new()?;
+    let server = Server::start(config.serve.address.0).or_exit(Exit::Usage)?;
+    let wanted = Wanted {
+        ring: plan.shares.ring,
+        connections: Some(plan.shares.kernel_connections),
+        capture: arguments.capture,
+        refuse: arguments.refuse.clone(),
+        all: true,
+    };
+    let probes = Probes::load(&wanted, &plan.selection)?;
+    for refused in &probes.0.refused {
+        let cost = if refused.without.is_empty() { "another way is taken" } else { refused.without };
+        tracing::warn!("probe {}: {}; {cost}", refused.tracepoint, refused.reason);
+    }
+    if let Some(lacks) = probes.0.capture.lacks() {
+        tracing::warn!("capture: {} ({}): {lacks}", probes.0.capture, probes.0.capture.told());
+    }
+    if let Err(error) = privileges::drop_most(false) {
+        tracing::warn!("privileges that are not needed any more are kept: {error:#}");
+    }
+    let target = Target::open(plan.print, None)?;
+    let sampler = Sampler::new(plan.sampling.clone(), plan.shares.sampler);
+    let mut exporters = Exporters::default();
+    let outputs = Outputs {
+        printer: Printer::start(target, Shape::Lines)?,
+        senders: exporters.change(&plan.endpoints, Vec::new()),
+        recording: None,
+        filter: plan.filter.clone(),
+        filtered: 0,
+        summary: None,
+        edges: None,
+        observer: Some(Observer::new(plan.routes.clone(), Metrics::new(plan.metrics), sampler)),
+    };
+    let selected = plan.selected();
+    plan.tell_missing();
+    let mut session = Session::start(probes, plan.selection, plan.limits, outputs)?;
+    let found = session.scan()?;
+    match found.len() {
+        0 => tracing::warn!("no process matches {selected} yet; those that start will be traced"),
+        count => tracing::info!("tracing {count} processes that match {selected}, and those that start"),
+    }
+    tracing::info!("answers on http://{}", server.address);
+    tell_manager(&[NotifyState::Ready]);
+    let mut agent = Agent {
+        config,
+        began: capture::now(),
+        reloads: [0; 2],
+        refused: None,
+        exporters,
+        sent: BTreeMap::new(),
+    };
+    let mut file = File { path: arguments.config.clone(), text, looked: capture::now() };
+    loop {
+        session.turn()?;
+        // Lets the runtime look at signals.
+        tokio::task::yield_now().await;
+        server.beat();
+        while let Some(ask) = server.poll() {
+            let answer = agent.answer(ask.question, &mut session);
+            ask.answer(answer);
+        }
+        agent.send_metrics(&mut session);
+        let asked = tokio::select! {
+            biased;
+            asked = signals.next() => Some(asked),
+            () = std::future::ready(()) => None,
+        };
+        let reload = match asked {
+            Some(Asked::End) => break,
+            Some(Asked::Reload) => true,
+            None => {
+                file.is_due() && {
+                    tell_manager_alive();
+                    agent.look_for_cgroups(&mut session)?;
+                    file.has_changed()
+                }
+            }
+        };
+        if reload {
+            tell_manager(&reloading());
+            agent.reload(&mut file, &mut session);
+            tell_manager(&[NotifyState::Ready]);
+        }
+    }
+    tracing::info!("told to end: what is left is sent");
+    tell_manager(&[NotifyState::Stopping]);
+    agent.send_metrics_now(&mut session);
+    let finished = session.finish(FLUSH)?;
+    report(&finished);
+    Ok(Exit::Fine)
+}
+
+/// The configuration's file, as last read.
+struct File {
+    path: PathBuf,
+    text: String,
+    looked: Instant,
+}
+
+impl File {
+    /// Whether it is time to look.
+    fn is_due(&mut self) -> bool {
+        let due = self.looked.elapsed() >= LOOK;
+        if due {
+            self.looked = capture::now();
+        }
+        due
+    }
+
+    /// A file that is being written, or is gone for a moment, is looked at again.
+    fn has_changed(&self) -> bool {
+        std::fs::read_to_string(&self.path).is_ok_and(|text| text != self.text)
+    }
+}
+
+impl Agent {
+    /// Those that were not there when the rules were made.
+    fn look_for_cgroups(&self, session: &mut Session) -> Result<(), Failure> {
+        let missing = session.selection().missing.len();
+        if missing > 0 {
+            let selection = Plan::selection(&self.config)?;
+            if selection.missing.len() < missing {
+                session.set_selection(selection)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A file that is wrong changes nothing.
+    fn reload(&mut self, file: &mut File, session: &mut Session) {
+        // Told once: the same text is not looked at again.
+        if let Ok(text) = std::fs::read_to_string(&file.path) {
+            file.text = text;
+        }
+        let changed = config::read(&file.path).and_then(|(text, config)| {
+            file.text = text;
+            let plan = Plan::new(&config).or_exit(Exit::Usage)?;
+            self.change(config, plan, session)?;
+            Ok(())
+        });
+        match changed {
+            Ok(()) => {
+                self.reloads[0] += 1;
+                self.refused = None;
+                tracing::info!("{}: what changed counts from here on", file.path.display());
+            }
+            Err(failure) => {
+                self.reloads[1] += 1;
+                tracing::error!("{failure}; what was said before goes on");
+                self.refused = Some(failure.to_string());
+            }
+        }
+    }
+
+    fn change(&mut self, config: Config, plan: Plan, session: &mut Session) -> Result<(), Failure> {
+        let fixed = [
+            ("stitching", config.stitching != self.config.stitching),
+            ("metrics", config.metrics != self.config.metrics),
+            ("budgets.memory", config.budgets.memory != self.config.budgets.memory),
+            ("serve", config.serve != self.config.serve),
+            ("log", config.log != self.config.log),
+            ("export.print", config.export.print != self.config.export.print),
+        ];
+        for (key, _) in fixed.into_iter().filter(|(_, changed)| *changed) {
+            tracing::warn!("{key}: what is said of it counts when the agent starts again");
+        }
+        if config.select != self.config.select {
+            plan.tell_missing();
+            session.set_selection(plan.selection)?;
+        }
+        let outputs = &mut session.outputs;
+        outputs.filter = plan.filter;
+        if let Some(observer) = &mut outputs.observer {
+            observer.set_rules(plan.routes, plan.sampling);
+        }
+        outputs.senders = self.exporters.change(&plan.endpoints, std::mem::take(&mut outputs.senders));
+        session.pipeline_mut().set_shown(plan.limits.shown);
+        // What did not change is not what the file says.
+        self.config = Config {
+            stitching: self.config.stitching.clone(),
+            metrics: self.config.metrics.clone(),
+            serve: self.config.serve.clone(),
+            log: self.config.log.clone(),
+            ..config
+        };
+        Ok(())
+    }
+}
+
+fn report(finished: &Finished) {
+    for (url, sent) in &finished.sent {
+        tracing::info!("otlp: {url}: {sent}");
+    }
+    tracing::info!("{}", finished.pipeline.ledger());
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+/// What a signal says.
+enum Asked {
+    End,
+    Reload,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.terminate.recv() => Asked::End,
+            _ = self.hang_up.recv() => Asked::Reload,
+        }
+    }
+}
+
+/// Where nobody manages services nothing is told.
+fn tell_manager(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!("the service manager cannot be told: {error}");
+    }
+}
+
+fn reloading() -> Vec<NotifyState<'static>> {
+    [Some(NotifyState::Reloading), NotifyState::monotonic_usec_now().ok()].into_iter().flatten().collect()
+}
+
+/// As often as the manager asked for.
+fn tell_manager_alive() {
+    if sd_notify::watchdog_enabled().is_some() {
+        tell_manager(&[NotifyState::Watchdog]);
+    }
+}

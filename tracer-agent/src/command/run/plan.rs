@@ -1,0 +1,301 @@
+//! What a configuration comes to: checked as far as that can be done without probes.
+
+use std::env;
+
+use anyhow::{Context, Result, anyhow};
+use tracer_agent::{
+    config::{self, Compression, Config, Histograms, Otlp, OtlpProtocol, Parents, Print, Rule, SampledFlag},
+    filter::Filter,
+    live::{
+        print::Format,
+        select::{Selection, Wish},
+        send::{
+            Sender,
+            endpoint::{self, Endpoint, Said, Signal},
+        },
+    },
+    metrics,
+    pipeline::Limits,
+    propagation::CORRELATION,
+    protocol::Shown,
+    route, sample, stitch,
+};
+
+pub(crate) struct Plan {
+    pub(super) selection: Selection,
+    pub(super) limits: Limits,
+    pub(super) filter: Filter,
+    pub(super) routes: route::Rules,
+    pub(super) sampling: sample::Rules,
+    pub(super) metrics: metrics::Options,
+    /// What was said of each, and where it leads.
+    pub(super) endpoints: Vec<(Otlp, Signal, Endpoint)>,
+    pub(super) print: Format,
+    pub(super) shares: Shares,
+    selected: String,
+}
+
+/// How the memory is shared out, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shares {
+    pub(super) ring: u32,
+    /// Entries of the probes' table.
+    pub(super) kernel_connections: u32,
+    pub(super) connections: usize,
+    pub(super) sampler: usize,
+    pub(super) queue: usize,
+}
+
+impl Shares {
+    /// The program itself, its threads and the kernel's type information take 16 MiB; the ring is seen twice in
+    /// the memory of the process; a quarter of what is left is for what the allocator keeps.
+    fn of(memory: u64) -> Self {
+        let most = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let ring = 1u64 << (memory / 16).clamp(256 << 10, 16 << 20).ilog2();
+        let rest = memory - (16 << 20) - 2 * ring;
+        Self {
+            ring: ring as u32,
+            kernel_connections: (memory >> 11).clamp(8192, 131_072) as u32,
+            // And a quarter of it for spans that wait for their parents.
+            connections: most(rest / 10 * 3),
+            sampler: most(rest / 10),
+            queue: most(rest / 10),
+        }
+    }
+}
+
+impl Plan {
+    pub(crate) fn new(config: &Config) -> Result<Self> {
+        let selection = Self::selection(config)?;
+        let shares = Shares::of(config.budgets.memory.0);
+        let correlation = config.stitching.correlation_headers.0.iter().map(|header| &header.0);
+        let endpoints = endpoints(&config.export.otlp, shares.queue)?;
+        Ok(Self {
+            selected: selection.to_string(),
+            selection,
+            limits: Limits {
+                memory: shares.connections,
+                parents: match config.stitching.parents {
+                    Parents::Evidence => stitch::Parents::Evidence,
+                    Parents::Header => stitch::Parents::Header,
+                },
+                shown: Shown {
+                    grpc_message: config.redaction.grpc_messages,
+                    correlation: kept(correlation.cloned(), CORRELATION),
+                },
+            },
+            filter: Filter {
+                protocols: config.protocols.0.iter().map(|name| name.0.to_owned()).collect(),
+                ..Filter::default()
+            },
+            routes: route::Rules {
+                patterns: config.routes.patterns.0.iter().filter_map(|text| text.0.parse().ok()).collect(),
+                routes_max: config.routes.per_service.into(),
+            },
+            sampling: sample::Rules {
+                share: config.sampling.share.0,
+                errors: config.sampling.errors,
+                slowest: config.sampling.slowest.into(),
+                first: config.sampling.first,
+                flag: match config.sampling.sampled_flag {
+                    SampledFlag::Ignore => sample::Flag::Ignore,
+                    SampledFlag::Keep => sample::Flag::Keep,
+                    SampledFlag::Follow => sample::Flag::Follow,
+                },
+                per_second: config.sampling.per_second,
+            },
+            metrics: metrics::Options {
+                exponential: config.metrics.histograms == Histograms::Exponential,
+                series_max: config.metrics.series as usize,
+                ..metrics::Options::default()
+            },
+            endpoints,
+            print: match config.export.print {
+                Print::None => Format::None,
+                Print::Text => Format::Text,
+                Print::Json => Format::Json,
+            },
+            shares,
+        })
+    }
+
+    pub(super) fn selection(config: &Config) -> Result<Selection> {
+        let wishes = |rules: &[Rule]| rules.iter().map(wish).collect::<Vec<_>>();
+        Selection::new(&wishes(&config.select.include), &wishes(&config.select.exclude))
+    }
+
+    pub(super) fn tell_missing(&self) {
+        for missing in &self.selection.missing {
+            tracing::warn!("{missing}; it is looked for again");
+        }
+    }
+
+    /// What the file asks for and this machine does not have.
+    pub(crate) fn missing(&self) -> &[String] {
+        &self.selection.missing
+    }
+
+    /// For people.
+    pub(crate) fn selected(&self) -> String {
+        if self.selected.is_empty() {
+            "no process (nothing is said under `select`)".to_owned()
+        } else {
+            self.selected.clone()
+        }
+    }
+}
+
+fn wish(rule: &Rule) -> Wish {
+    let texts =
+        |patterns: &config::List<config::Pattern>| patterns.0.iter().map(|text| text.0.clone()).collect();
+    Wish {
+        pids: rule.pid.0.clone(),
+        commands: texts(&rule.command),
+        executables: texts(&rule.exe),
+        ports: rule.port.0.clone(),
+        cgroups: rule.cgroup.0.clone(),
+    }
+}
+
+/// Names for the life of the program, which reads them to its end: each time that they change a few bytes stay.
+fn kept(names: impl Iterator<Item = String>, usual: &'static [&'static str]) -> &'static [&'static str] {
+    let named: Vec<&'static str> = names.map(|name| &*name.leak()).collect();
+    if named.is_empty() {
+        return usual;
+    }
+    named.into_iter().chain(usual.iter().copied()).collect::<Vec<_>>().leak()
+}
+
+fn endpoints(receivers: &[Otlp], queue: usize) -> Result<Vec<(Otlp, Signal, Endpoint)>> {
+    let mut endpoints = Vec::new();
+    for otlp in receivers {
+        let signals = [(otlp.traces, Signal::Traces), (otlp.metrics, Signal::Metrics)];
+        for (_, signal) in signals.into_iter().filter(|(wanted, _)| *wanted) {
+            let endpoint = endpoint(otlp, signal, queue / receivers.len())
+                .with_context(|| format!("export.otlp: {}", otlp.url))?;
+            endpoints.push((otlp.clone(), signal, endpoint));
+        }
+    }
+    Ok(endpoints)
+}
+
+fn endpoint(otlp: &Otlp, signal: Signal, queue: usize) -> Result<Endpoint> {
+    let headers = otlp
+        .headers
+        .iter()
+        .map(|(name, value)| Ok((name.0.clone(), filled_in(&value.0).with_context(|| name.0.clone())?)))
+        .collect::<Result<_>>()?;
+    Endpoint::new(&Said {
+        signal,
+        url: otlp.url.clone(),
+        exact: false,
+        protocol: otlp.protocol.map(|protocol| match protocol {
+            OtlpProtocol::Grpc => endpoint::Protocol::Grpc,
+            OtlpProtocol::Http => endpoint::Protocol::Http,
+        }),
+        insecure: None,
+        headers,
+        compression: match otlp.compression {
+            Compression::None => endpoint::Compression::None,
+            Compression::Gzip => endpoint::Compression::Gzip,
+        },
+        timeout: Some(otlp.timeout.0),
+        certificate: otlp.certificate.clone(),
+        client_certificate: otlp.client_certificate.clone(),
+        client_key: otlp.client_key.clone(),
+        queue: Some(queue),
+    })
+}
+
+/// With the values of variables: `${TOKEN}`.
+fn filled_in(text: &str) -> Result<String> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("${") {
+        let (name, after) = after.split_once('}').ok_or_else(|| anyhow!("`${{` without an end"))?;
+        let value = env::var(name).map_err(|_| anyhow!("the environment has no variable {name}"))?;
+        out.push_str(before);
+        out.push_str(&value);
+        rest = after;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// The receivers that are sent to, with what was said of each.
+#[derive(Default)]
+pub(super) struct Exporters {
+    said: Vec<(Otlp, Signal)>,
+}
+
+impl Exporters {
+    /// Those that stay as they are go on; the others end when they have sent what they have.
+    pub(super) fn change(
+        &mut self,
+        wanted: &[(Otlp, Signal, Endpoint)],
+        senders: Vec<Sender>,
+    ) -> Vec<Sender> {
+        let said = std::mem::take(&mut self.said);
+        let mut running: Vec<_> = said.into_iter().zip(senders).collect();
+        let mut now = Vec::new();
+        for (otlp, signal, endpoint) in wanted {
+            let known = running.iter().position(|((said, sent), _)| said == otlp && sent == signal);
+            let sender = match known {
+                Some(place) => running.swap_remove(place).1,
+                None => match Sender::start(endpoint) {
+                    Ok(sender) => sender,
+                    Err(error) => {
+                        tracing::error!("{}: nothing can be sent: {error:#}", otlp.url);
+                        continue;
+                    }
+                },
+            };
+            self.said.push((otlp.clone(), *signal));
+            now.push(sender);
+        }
+        for (_, sender) in running {
+            let ended = std::thread::Builder::new().name("send-rest".into()).spawn(move || {
+                let (url, sent) = sender.finish(super::FLUSH);
+                tracing::info!("otlp: {url} is not sent to any more: {sent}");
+            });
+            if let Err(error) = ended {
+                tracing::warn!("no thread can be started: {error}");
+            }
+        }
+        now
+    }
+
+    /// How often metrics are sent there.
+    pub(super) fn said(&self, place: usize) -> Option<&Otlp> {
+        self.said.get(place).map(|(otlp, _)| otlp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_fit_into_the_memory() {
+        for megabytes in [48u64, 64, 96, 128, 512, 8192] {
+            let shares = Shares::of(megabytes << 20);
+            let used = (16 << 20)
+                + 2 * shares.ring as usize
+                + shares.connections / 4 * 5
+                + shares.sampler
+                + shares.queue;
+            assert!(used as u64 <= megabytes << 20, "{megabytes}: {used} {shares:?}");
+            assert!(shares.ring.is_power_of_two() && shares.queue >= 1 << 20);
+        }
+    }
+
+    #[test]
+    fn variables_are_filled_in() {
+        assert_eq!(filled_in("a $b }").unwrap(), "a $b }");
+        assert!(
+            filled_in("Bearer ${TRACER_NO_SUCH_VARIABLE}").unwrap_err().to_string().contains("no variable")
+        );
+        assert!(filled_in("${").is_err());
+        assert_eq!(filled_in("<${CARGO_PKG_NAME}>").unwrap(), "<tracer-agent>");
+    }
+}
