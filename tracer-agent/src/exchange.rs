@@ -187,7 +187,9 @@ impl Exchanges {
             What::Uncounted => exchange.messages(side).uncounted = true,
             What::End { attribute } => {
                 exchange.reach(side, last_time);
-                exchange.attributes.extend(attribute);
+                if let Some(attribute) = attribute {
+                    exchange.attributes.push(attribute);
+                }
                 progress.ended[side.index()] = true;
             }
             What::Over => progress.ended[side.index()] = true,

@@ -65,12 +65,12 @@ impl Filter {
     pub fn matches(&self, span: &Span) -> bool {
         let view = &span.view;
         let status = view.status.as_deref();
-        let path = view.target.split('?').next().unwrap_or_default();
+        let path = || view.target.split('?').next().unwrap_or_default();
         fn any<T>(values: &[T], matches: impl FnMut(&T) -> bool) -> bool {
             values.is_empty() || values.iter().any(matches)
         }
         any(&self.statuses, |pattern| pattern.matches(status))
-            && any(&self.paths, |pattern| pattern.is_match(path))
+            && any(&self.paths, |pattern| pattern.is_match(path()))
             && self.slower.is_none_or(|least| span.end.saturating_sub(span.start) >= least)
             && any(&self.peer_ports, |port| view.peer_port == Some(*port))
             && any(&self.protocols, |name| name == view.protocol)

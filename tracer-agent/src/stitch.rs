@@ -736,8 +736,8 @@ impl Stitch {
 fn random<const N: usize>(ids: &mut ChaCha8Rng) -> [u8; N] {
     loop {
         let mut id = [0; N];
-        for part in id.chunks_exact_mut(8) {
-            part.copy_from_slice(&ids.next_u64().to_le_bytes());
+        for word in id.as_chunks_mut().0 {
+            *word = ids.next_u64().to_le_bytes();
         }
         if id != [0; N] {
             return id;

@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::{Buf, BytesMut};
-
 /// Room that is kept after a buffer was emptied.
 const ROOM_KEPT: usize = 4096;
 
@@ -69,6 +67,48 @@ impl Segment {
     }
 }
 
+/// Bytes that wait to be read, of which the first were.
+#[derive(Debug, Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    read: usize,
+}
+
+impl Buffer {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[self.read..]
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len() - self.read
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        // What was read makes room where that is not less than what has to be moved for it.
+        let spare = self.bytes.capacity() - self.bytes.len();
+        if spare < bytes.len() && self.read >= self.len() {
+            self.bytes.drain(..self.read);
+            self.read = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    fn advance(&mut self, length: usize) {
+        self.read += length;
+        if self.is_empty() {
+            self.read = 0;
+            self.bytes.clear();
+            if self.bytes.capacity() > ROOM_KEPT {
+                self.bytes = Vec::new();
+            }
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Stream {
     started: bool,
@@ -77,7 +117,7 @@ pub struct Stream {
     expected: Option<u64>,
     /// Position of the first byte of `buffer`.
     front: u64,
-    buffer: BytesMut,
+    buffer: Buffer,
     /// Follows `buffer`.
     gap: Option<Gap>,
     /// Beyond `buffer` and `gap`, not overlapping.
@@ -205,7 +245,7 @@ impl Stream {
         if bytes.is_empty() {
             self.gap = Some(Gap { length, missing: Missing::NotCopied });
         } else {
-            self.buffer.extend_from_slice(bytes);
+            self.buffer.extend(bytes);
         }
         self.marks.push_back(Mark { end, ..mark });
     }
@@ -228,6 +268,7 @@ impl Stream {
         }
     }
 
+    #[inline]
     fn has_hole(&self) -> bool {
         match self.pending.first_key_value() {
             Some((at, _)) => *at > self.end(),
@@ -286,13 +327,14 @@ impl Stream {
     }
 
     /// The bytes that can be read, from [`Self::front`] on, and what comes after them.
+    #[inline]
     pub fn readable(&self) -> (&[u8], After) {
         let after = match (self.gap, self.ending) {
             (Some(gap), _) => After::Gap(gap),
             (None, Some(ending)) if self.pending.is_empty() && !self.has_hole() => After::End(ending),
             _ => After::More,
         };
-        (&self.buffer, after)
+        (self.buffer.bytes(), after)
     }
 
     /// The gap that comes next.
@@ -308,9 +350,6 @@ impl Stream {
     pub fn advance(&mut self, length: u64) {
         let bytes = length.min(self.buffer.len() as u64);
         self.buffer.advance(bytes as usize);
-        if self.buffer.is_empty() && self.buffer.capacity() > ROOM_KEPT {
-            self.buffer = BytesMut::new();
-        }
         let rest = length - bytes;
         self.front += length;
         if let Some(gap) = &mut self.gap

@@ -245,9 +245,10 @@ fn encode_event(out: &mut Vec<u8>, event: &Moment) {
 /// A `KeyValue` with an `AnyValue`.
 fn encode_attribute(out: &mut Vec<u8>, field: u32, attribute: &Attribute) {
     let (key, value) = (attribute.key.as_bytes(), length_of_value(&attribute.value));
+    let length = length_of_pair(key.len(), value);
     // Room for all of it, so that none of what follows has to look for more.
-    out.reserve(32 + key.len() + value);
-    head(out, field, length_of_attribute(attribute));
+    out.reserve(8 + length);
+    head(out, field, length);
     bytes(out, field::KEY, key);
     head(out, field::VALUE, value);
     match &attribute.value {
@@ -258,10 +259,14 @@ fn encode_attribute(out: &mut Vec<u8>, field: u32, attribute: &Attribute) {
     }
 }
 
-/// The keys of all fields in it take one byte, those in its value too.
-#[inline]
 fn length_of_attribute(attribute: &Attribute) -> usize {
-    1 + length_of(attribute.key.len()) + 1 + length_of(length_of_value(&attribute.value))
+    length_of_pair(attribute.key.len(), length_of_value(&attribute.value))
+}
+
+/// Of key and value: the keys of both fields take one byte.
+#[inline]
+fn length_of_pair(key: usize, value: usize) -> usize {
+    1 + length_of(key) + 1 + length_of(value)
 }
 
 #[inline]
@@ -297,7 +302,7 @@ fn encode_varint(mut number: u64, out: &mut Vec<u8>) {
 }
 
 /// What stands before so many bytes: key and length are nearly always one byte each.
-#[inline]
+#[inline(always)]
 fn head(out: &mut Vec<u8>, field: u32, length: usize) {
     let key = field << 3 | WireType::LengthDelimited as u32;
     if key < 0x80 && length < 0x80 {
@@ -308,7 +313,7 @@ fn head(out: &mut Vec<u8>, field: u32, length: usize) {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn bytes(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
     head(out, field, bytes.len());
     out.extend_from_slice(bytes);

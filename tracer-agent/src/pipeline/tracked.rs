@@ -275,9 +275,11 @@ impl Tracked {
         speaking.answered |= side == Side::Response && !bytes.is_empty();
         let mut events = std::mem::take(run.events);
         let progress = speaking.session.read(side, &input, &mut events);
-        let spoken = speaking.spoken;
-        for event in events.drain(..) {
-            self.handle_event(event, spoken, run);
+        if !events.is_empty() {
+            let spoken = speaking.spoken;
+            for event in events.drain(..) {
+                self.handle_event(event, spoken, run);
+            }
         }
         *run.events = events;
         if let State::Speaking(speaking) = &self.state

@@ -41,3 +41,24 @@ impl<T> Last<T> {
         self.bytes.capacity() + self.said.as_ref().map_or(0, |_| SAID + self.bytes.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_known_whole_or_not_at_all() {
+        let mut last = Last::default();
+        assert_eq!((last.starts(b"GET / "), last.said(b"")), (None, None));
+        last.keep(b"GET /a HTTP/1.1\r\n\r\n", 1);
+        assert_eq!(last.starts(b"GET /a HTTP/1.1\r\n\r\nGET /b"), Some(19));
+        assert_eq!(
+            (last.starts(b"GET /a HTTP/1.1\r\n"), last.starts(b"GET /b HTTP/1.1\r\n\r\n")),
+            (None, None)
+        );
+        assert_eq!(last.said(b"GET /a HTTP/1.1\r\n\r\n"), Some(&1));
+        let long = [b'x'; KEPT_MAX + 1];
+        last.keep(&long, 2);
+        assert_eq!((last.starts(&long), last.said(&long), last.said(b"")), (None, None, None));
+    }
+}

@@ -1,5 +1,7 @@
 //! The examples of RFC 7541, appendix C, and what a listener that came late makes of blocks.
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 fn hex(digits: &str) -> Vec<u8> {
@@ -192,4 +194,28 @@ fn no_table_is_larger_than_its_bound() {
     assert!(decoder.entries.is_empty() && decoder.size == 0);
     assert_eq!(decode(&mut decoder, &block).unwrap().len(), 1);
     assert!(decoder.entries.is_empty());
+}
+
+/// Whatever came before: the same fields, and the same table after it.
+#[test]
+fn a_block_that_comes_again_is_as_one_that_is_read() {
+    const LENGTH: u32 = 5;
+    let blocks = ["82be", "bf", "4101 61", "4001 6201 63", "7e01 64", "3f3f"].map(hex);
+    for mut sequence in 0..blocks.len().pow(LENGTH) {
+        let (mut reads, mut repeats) = (Decoder::new(Some("joined")), Decoder::new(Some("joined")));
+        let mut known: BTreeMap<usize, (Vec<String>, Uses)> = BTreeMap::new();
+        for _ in 0..LENGTH {
+            let place = sequence % blocks.len();
+            sequence /= blocks.len();
+            let expected = decode(&mut reads, &blocks[place]).unwrap();
+            if let Some((lines, _)) = known.get(&place).filter(|(_, uses)| repeats.repeat(uses)) {
+                assert_eq!(*lines, expected);
+            } else {
+                let mut lines = Vec::new();
+                let uses = repeats.decode(&blocks[place], |field| lines.push(shown(field))).unwrap();
+                known.insert(place, (lines, uses));
+            }
+            assert_eq!(table(&repeats), table(&reads));
+        }
+    }
 }
