@@ -13,7 +13,10 @@ pub mod measure;
 use std::{
     cmp::Ordering,
     hash::{Hash, Hasher},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 pub use self::http::is_token;
@@ -354,18 +357,24 @@ impl ResponseHead {
 #[derive(Debug, Default)]
 pub struct Common {
     pub attributes: Vec<Attribute>,
-    /// As the exporter sends them.
+    /// As the exporter sends them, if they were asked for more than once.
     encoded: OnceLock<Vec<u8>>,
+    asked: AtomicBool,
 }
 
 impl Common {
     pub fn new(attributes: Vec<Attribute>) -> Self {
-        Self { attributes, encoded: OnceLock::new() }
+        Self { attributes, ..Self::default() }
     }
 
-    /// The attributes as `encode` writes them, which is asked once.
-    pub fn encoded(&self, encode: impl FnOnce(&[Attribute]) -> Vec<u8>) -> &[u8] {
-        self.encoded.get_or_init(|| encode(&self.attributes))
+    /// The attributes as `encode` writes them, kept from the second time on: many are wanted only once, and
+    /// the first time there is nothing.
+    pub fn encoded(&self, encode: impl FnOnce(&[Attribute]) -> Vec<u8>) -> Option<&[u8]> {
+        if !self.asked.load(Relaxed) {
+            self.asked.store(true, Relaxed);
+            return None;
+        }
+        Some(self.encoded.get_or_init(|| encode(&self.attributes)))
     }
 }
 

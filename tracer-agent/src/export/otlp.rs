@@ -10,7 +10,7 @@ use prost::encoding::{WireType, encoded_len_varint};
 
 use crate::{
     enrich::Resource,
-    protocol::{Attribute, Kind, Value},
+    protocol::{Attribute, Common, Kind, Value},
     span::{Moment, Span, Status},
 };
 
@@ -188,14 +188,9 @@ fn encode_span(out: &mut Vec<u8>, span: &Span) {
     number(out, field::SPAN_KIND, kind);
     fixed64(out, field::SPAN_START, span.start);
     fixed64(out, field::SPAN_END, span.end);
-    // A head that nobody else has by now is not worth keeping what it looks like.
-    if Arc::strong_count(&span.request) > 1 {
-        out.extend_from_slice(span.request.common.encoded(encoded));
-    } else {
-        encode_attributes(out, &span.request.common.attributes);
-    }
+    encode_common(out, &span.request.common);
     encode_attributes(out, &span.attributes);
-    out.extend_from_slice(span.common.encoded(encoded));
+    encode_common(out, &span.common);
     for event in &span.events {
         encode_event(out, event);
     }
@@ -217,11 +212,16 @@ fn encode_span(out: &mut Vec<u8>, span: &Span) {
     out.extend_from_slice(&u32::from(span.trace_flags).to_le_bytes());
 }
 
-/// The attributes of a span, as they are kept.
-fn encoded(attributes: &[Attribute]) -> Vec<u8> {
-    let mut out = Vec::new();
-    encode_attributes(&mut out, attributes);
-    out
+fn encode_common(out: &mut Vec<u8>, common: &Common) {
+    let encoded = common.encoded(|attributes| {
+        let mut encoded = Vec::new();
+        encode_attributes(&mut encoded, attributes);
+        encoded
+    });
+    match encoded {
+        Some(encoded) => out.extend_from_slice(encoded),
+        None => encode_attributes(out, &common.attributes),
+    }
 }
 
 fn encode_attributes(out: &mut Vec<u8>, attributes: &[Attribute]) {
