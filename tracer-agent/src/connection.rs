@@ -183,7 +183,9 @@ pub struct Connection {
     /// By direction, the sequence number that positions are counted from. A base of a later record
     /// can differ (the kernel's sums are read while they change): sequence numbers cannot.
     bases: [Option<u32>; 2],
-    /// A base that is in use has turned out too low, so positions here are not those of the kernel.
+    /// The bases are sure.
+    settled: bool,
+    /// A record has another base than the one in use, so positions here are not those of the kernel.
     bases_differ: bool,
     pub last_time: u64,
     pub process: u32,
@@ -238,6 +240,10 @@ impl Connection {
 
     pub fn open(&mut self, opened: &Opened) {
         self.ends = Some(Ends::of(opened));
+        if opened.settled != 0 && !self.has_started() {
+            self.settled = true;
+            self.bases = opened.bases.map(Some);
+        }
         for direction in Direction::BOTH {
             self.base(direction, opened.bases);
         }
@@ -290,16 +296,17 @@ impl Connection {
         position.saturating_add_signed(shift.into())
     }
 
-    /// The base of a direction. The kernel adds to its sums before it moves its sequence numbers on, so
-    /// what is read in between is too low, never too high: the highest counts, until one is in use.
+    /// The base of a direction. Where it is not sure, it was read while the kernel moved its sums and its sequence
+    /// numbers on, one after the other, mostly the sums first: what is read in between is too low then, so the
+    /// highest counts, until one is in use.
     fn base(&mut self, direction: Direction, bases: [u32; 2]) -> u32 {
         let theirs = bases[direction.index()];
-        let in_use = self.has_started();
+        let fixed = self.settled || self.has_started();
         let ours = self.bases[direction.index()].get_or_insert(theirs);
-        if theirs.wrapping_sub(*ours) as i32 > 0 {
-            if in_use {
-                self.bases_differ = true;
-            } else {
+        if theirs != *ours {
+            if fixed {
+                self.bases_differ |= self.settled || theirs.wrapping_sub(*ours) as i32 > 0;
+            } else if theirs.wrapping_sub(*ours) as i32 > 0 {
                 *ours = theirs;
             }
         }

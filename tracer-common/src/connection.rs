@@ -66,17 +66,20 @@ pub const COUNTED_START: u64 = 1 << 32;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct ConnectionState {
-    /// 1 once an `Opened` record got through the ring buffer.
+    /// 1 once an `Opened` record got through the ring buffer that needs no better one.
     pub announced: u32,
     /// [`Role`] as told in that record.
     pub role: u32,
     /// By direction, where the last call ended, and the bases that this was counted with.
     pub positions: [u64; 2],
     pub bases: [u32; 2],
+    /// 1 if the bases are sure, and so stay as they are.
+    pub settled: u32,
     /// Not 0 if the agent wants to be told nothing of it any more: one of [`ignored`], which it writes.
     pub ignored: u32,
     /// 1 if its frames are followed ([`Frames`]).
     pub framed: u32,
+    pub padding: u32,
 }
 
 /// What bytes of an ignored connection are counted as.

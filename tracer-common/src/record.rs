@@ -75,7 +75,8 @@ pub struct Opened {
     pub family: u16,
     /// [`crate::connection::Role`]
     pub role: u8,
-    pub padding: u8,
+    /// 1 if the bases were read while nothing moved them: every record has the same.
+    pub settled: u8,
     pub local_port: u16,
     pub peer_port: u16,
     /// The sequence number of each direction's first byte: the same pair at both ends.

@@ -196,14 +196,14 @@ fn state_changed<S: Socket>(socket: S, new: i32) -> i32 {
 fn shut<S: Socket>(socket: S, direction: Direction, reset: bool) {
     let Some(cookie) = identity::known(socket) else { return };
     // SAFETY: the value is copied at once.
-    let Some(state) = (unsafe { CONNECTIONS.get(&cookie) }).copied() else { return };
+    let Some(mut state) = (unsafe { CONNECTIONS.get(&cookie) }).copied() else { return };
     let (mut positions, mut bases) = (state.positions, state.bases);
     if matches!(direction, Direction::Sent)
         && let Some(tcp) = socket.tcp()
     {
         // What was received without a call that is seen (splice) shows here; what was sent has been
         // told, and the end of it is counted by now.
-        let now = tcp.positions(state.role == Role::Client as u32);
+        let now = tcp.positions(&mut state);
         positions[1] = now.now[1];
         bases[1] = now.bases[1];
     }
@@ -265,7 +265,7 @@ fn moved<S: Socket>(
         return 0;
     }
     let positions = match &tcp {
-        Some(tcp) => tcp.positions(state.role == Role::Client as u32),
+        Some(tcp) => tcp.positions(state),
         None => counted(state, sent, result),
     };
     if result > 0 && positions.now[direction as usize] < result as u64 {
@@ -273,7 +273,7 @@ fn moved<S: Socket>(
         emit::lost(direction as u8, result as u32);
         return 0;
     }
-    // Kept for when the socket is gone.
+    // Kept for when the socket is gone. What is settled is written as it is.
     if sent {
         state.positions[0] = positions.now[0];
         state.bases[0] = positions.bases[0];
@@ -403,11 +403,9 @@ fn connection<S: Socket>(
     };
     // Fields are written where they are: values on the stack would be ways for the verifier to follow.
     match tcp {
-        Some(tcp) if state.announced == 0 || state.role == Role::Unknown as u32 => {
-            announce(socket, tcp, cookie, state);
-        }
-        None if state.announced == 0 => announce_unix(socket, cookie, state),
-        _ => {}
+        _ if state.announced != 0 => {}
+        Some(tcp) => announce(socket, tcp, cookie, state),
+        None => announce_unix(socket, cookie, state),
     }
     Some(state)
 }
@@ -422,11 +420,8 @@ fn kept(cookie: u64) -> Option<&'static mut ConnectionState> {
 /// Tells the agent of a connection.
 #[inline(always)]
 fn announce<S: Socket>(socket: S, tcp: &Tcp<S>, cookie: u64, state: &mut ConnectionState) {
-    if state.role == Role::Unknown as u32 {
-        state.role = tcp.role(socket.load(offset!(SOCK_STATE))) as u32;
-    }
-    let role = state.role;
-    let positions = tcp.positions(role == Role::Client as u32);
+    tcp.settle(state);
+    let (role, bases, settled) = (state.role, state.bases, state.settled);
     let family: u16 = socket.load(offset!(SOCK_FAMILY));
     let net: u64 = socket.copy(offset!(SOCK_NET));
     let told = emit::fixed(|record: &mut Opened| {
@@ -436,10 +431,10 @@ fn announce<S: Socket>(socket: S, tcp: &Tcp<S>, cookie: u64, state: &mut Connect
             network_namespace: read_kernel(net, offset!(NET_INUM)),
             family,
             role: role as u8,
-            padding: 0,
+            settled: settled as u8,
             local_port: socket.load(offset!(SOCK_LOCAL_PORT)),
             peer_port: u16::from_be(socket.load(offset!(SOCK_PEER_PORT))),
-            bases: positions.bases,
+            bases,
             padding_end: 0,
             local_address: [0; 16],
             peer_address: [0; 16],
@@ -455,7 +450,7 @@ fn announce<S: Socket>(socket: S, tcp: &Tcp<S>, cookie: u64, state: &mut Connect
             record.peer_address[..4].copy_from_slice(&peer);
         }
     });
-    state.announced = told as u32;
+    state.announced = told as u32 & settled;
 }
 
 /// The same of a Unix socket. The side that was connected to has a name, the other seldom has.

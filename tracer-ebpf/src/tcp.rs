@@ -1,7 +1,7 @@
 //! TCP as the kernel keeps it: where the two directions of a connection stand.
 
-use aya_ebpf::helpers::generated::bpf_skc_to_tcp_sock;
-use tracer_common::connection::{AF_INET, AF_INET6, Role};
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_skc_to_tcp_sock};
+use tracer_common::connection::{AF_INET, AF_INET6, ConnectionState, Role};
 
 use crate::{
     memory::{Object, Typed, Untyped},
@@ -18,8 +18,8 @@ pub(crate) const SOCK_STREAM: u16 = 1;
 const IPPROTO_TCP: u16 = 6;
 
 /// include/net/tcp_states.h
-const TCP_ESTABLISHED: u8 = 1;
-const TCP_CLOSE_WAIT: u8 = 8;
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_CLOSE_WAIT: u32 = 8;
 
 /// A socket that may be one of TCP.
 pub(crate) trait Socket: Object {
@@ -72,9 +72,10 @@ pub(crate) struct Positions {
 
 impl<O: Object> Tcp<O> {
     /// The sums that the kernel keeps start at the connection's first byte; its own SYN is in the
-    /// sum of the client, and a FIN in that of its receiver.
+    /// sum of the client, and a FIN in that of its receiver. They are read while they may change: where the bases
+    /// are sure, the sequence numbers tell the rest.
     #[inline(always)]
-    pub(crate) fn positions(&self, client: bool) -> Positions {
+    pub(crate) fn positions(&self, state: &mut ConnectionState) -> Positions {
         let unacknowledged: u32 = self.0.load(offset!(TCP_SND_UNA));
         let acknowledged: u64 = self.0.load(offset!(TCP_BYTES_ACKED));
         let written: u32 = self.0.load(offset!(TCP_WRITE_SEQ));
@@ -82,18 +83,36 @@ impl<O: Object> Tcp<O> {
         let received: u64 = self.0.load(offset!(TCP_BYTES_RECEIVED));
         let copied: u32 = self.0.load(offset!(TCP_COPIED_SEQ));
         let flags: u64 = self.0.load(offset!(SOCK_FLAGS));
-        let syn = client as u64;
+        let syn = (state.role == Role::Client as u32) as u64;
         let fin = (flags & SOCK_DONE != 0 && copied == next) as u64;
-        Positions {
-            now: [
-                acknowledged.wrapping_add(written.wrapping_sub(unacknowledged) as u64).wrapping_sub(syn),
-                received.wrapping_sub(next.wrapping_sub(copied) as u64).wrapping_sub(fin),
-            ],
-            bases: [
-                unacknowledged.wrapping_sub(acknowledged as u32).wrapping_add(syn as u32),
-                next.wrapping_sub(received as u32),
-            ],
+        let now = [
+            acknowledged.wrapping_add(written.wrapping_sub(unacknowledged) as u64).wrapping_sub(syn),
+            received.wrapping_sub(next.wrapping_sub(copied) as u64).wrapping_sub(fin),
+        ];
+        if state.settled != 0 {
+            let [sent, received] = state.bases;
+            let ahead = [
+                written.wrapping_sub(sent).wrapping_sub(now[0] as u32),
+                copied.wrapping_sub(fin as u32).wrapping_sub(received).wrapping_sub(now[1] as u32),
+            ];
+            if ahead[0].wrapping_add(TORN_MAX) <= 2 * TORN_MAX
+                && ahead[1].wrapping_add(TORN_MAX) <= 2 * TORN_MAX
+            {
+                let now = [
+                    now[0].wrapping_add(ahead[0] as i32 as u64),
+                    now[1].wrapping_add(ahead[1] as i32 as u64),
+                ];
+                return Positions { now, bases: [sent, received] };
+            }
+            // It was disconnected, and is another connection by now.
+            state.settled = 0;
+            state.announced = 0;
         }
+        let bases = [
+            unacknowledged.wrapping_sub(acknowledged as u32).wrapping_add(syn as u32),
+            next.wrapping_sub(received as u32),
+        ];
+        Positions { now, bases }
     }
 
     /// The peer's FIN was received, and everything before it was read.
@@ -104,19 +123,110 @@ impl<O: Object> Tcp<O> {
         flags & SOCK_DONE != 0 && copied == self.0.load::<u32>(offset!(TCP_RCV_NXT))
     }
 
+    /// Finds out who opened the connection, and the sequence numbers of its first bytes: from numbers that belong
+    /// together, or else from the last that were seen.
+    #[inline(always)]
+    pub(crate) fn settle(&self, state: &mut ConnectionState) {
+        let mut look = Look { socket: self.0.address(), certain: 0, sums: Sums::default() };
+        // SAFETY: the callback takes (index, argument) as the helper asks.
+        unsafe {
+            bpf_loop(LOOKS, look_again::<O> as *const () as *mut _, (&raw mut look).cast(), 0);
+        }
+        let sums = &look.sums;
+        if state.role == Role::Unknown as u32 {
+            state.role = sums.role() as u32;
+        }
+        let syn = (state.role == Role::Client as u32) as u32;
+        state.bases = [
+            sums.unacknowledged.wrapping_sub(sums.acknowledged as u32).wrapping_add(syn),
+            sums.next.wrapping_sub(sums.received as u32),
+        ];
+        state.settled = look.certain & (state.role != Role::Unknown as u32) as u32;
+    }
+}
+
+/// What sums and sequence numbers can be apart while the kernel moves them on, one after the other. A connection
+/// that takes the place of another has other numbers altogether.
+const TORN_MAX: u32 = 1 << 26;
+
+/// How often the numbers of a connection are looked at, until nobody changes them meanwhile: for some microseconds,
+/// which is longer than a packet takes.
+const LOOKS: u32 = 256;
+
+#[repr(C)]
+struct Look {
+    socket: u64,
+    certain: u32,
+    sums: Sums,
+}
+
+/// All that tells where a connection began. These numbers only grow.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    state: u32,
+    unacknowledged: u32,
+    sent_next: u32,
+    next: u32,
+    acknowledged: u64,
+    received: u64,
+    sent: u64,
+    again: u64,
+}
+
+/// Returns 1 to end the loop.
+unsafe extern "C" fn look_again<O: Object>(_: u32, argument: *mut Look) -> i64 {
+    // SAFETY: the argument that `settle` gave to the loop.
+    let look = unsafe { &mut *argument };
+    let socket = O::at(look.socket);
+    let before = Sums::of(socket);
+    // Who changes the numbers holds the lock: if nobody has it in between, and they are the same before and after,
+    // then that is how they were at this moment.
+    let held = match offset!(SOCK_LOCK) {
+        0 => 0,
+        lock => socket.load::<u32>(lock) | socket.load::<u32>(offset!(SOCK_OWNED)),
+    };
+    look.sums = Sums::of(socket);
+    look.certain = (held as u64 | before.differs(&look.sums) == 0) as u32;
+    look.certain as i64
+}
+
+impl Sums {
+    #[inline(always)]
+    fn of<O: Object>(socket: O) -> Self {
+        Self {
+            state: socket.load::<u8>(offset!(SOCK_STATE)) as u32,
+            unacknowledged: socket.load(offset!(TCP_SND_UNA)),
+            sent_next: socket.load(offset!(TCP_SND_NXT)),
+            next: socket.load(offset!(TCP_RCV_NXT)),
+            acknowledged: socket.load(offset!(TCP_BYTES_ACKED)),
+            received: socket.load(offset!(TCP_BYTES_RECEIVED)),
+            sent: socket.load(offset!(TCP_BYTES_SENT)),
+            again: socket.load(offset!(TCP_BYTES_RETRANS)),
+        }
+    }
+
+    /// Not 0 if something does.
+    #[inline(always)]
+    fn differs(&self, other: &Self) -> u64 {
+        (self.state ^ other.state) as u64
+            | (self.unacknowledged ^ other.unacknowledged) as u64
+            | (self.sent_next ^ other.sent_next) as u64
+            | (self.next ^ other.next) as u64
+            | self.acknowledged ^ other.acknowledged
+            | self.received ^ other.received
+            | self.sent ^ other.sent
+            | self.again ^ other.again
+    }
+
     /// Who sent the SYN: it is in `bytes_acked` but not in `bytes_sent`. Only while no FIN was sent.
     #[inline(always)]
-    pub(crate) fn role(&self, state: u8) -> Role {
-        if state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT {
+    fn role(&self) -> Role {
+        if self.state != TCP_ESTABLISHED && self.state != TCP_CLOSE_WAIT {
             return Role::Unknown;
         }
-        let next: u32 = self.0.load(offset!(TCP_SND_NXT));
-        let sent: u64 = self.0.load(offset!(TCP_BYTES_SENT));
-        let again: u64 = self.0.load(offset!(TCP_BYTES_RETRANS));
-        let unacknowledged: u32 = self.0.load(offset!(TCP_SND_UNA));
-        let acknowledged: u64 = self.0.load(offset!(TCP_BYTES_ACKED));
-        let first_by_sent = next.wrapping_sub(sent.wrapping_sub(again) as u32);
-        let first_by_acked = unacknowledged.wrapping_sub(acknowledged as u32);
+        let first_by_sent = self.sent_next.wrapping_sub(self.sent.wrapping_sub(self.again) as u32);
+        let first_by_acked = self.unacknowledged.wrapping_sub(self.acknowledged as u32);
         match first_by_sent.wrapping_sub(first_by_acked) {
             0 => Role::Server,
             1 => Role::Client,

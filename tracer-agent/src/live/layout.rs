@@ -67,6 +67,13 @@ const MEMBERS: &[(&str, &str, &str)] = &[
     ("NODE_ID", "kernfs_node", "id"),
 ];
 
+/// The same of members that not every kernel has: what is not there stays 0.
+const OPTIONAL: &[(&str, &str, &str)] = &[
+    // Spinlocks of real-time kernels are others.
+    ("SOCK_LOCK", "sock", "sk_lock.slock.rlock.raw_lock.val.counter"),
+    ("SOCK_OWNED", "sock", "sk_lock.owned"),
+];
+
 /// Globals of the probes with their values.
 pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
     let bytes = std::fs::read(Path::new(BTF)).with_context(|| {
@@ -74,6 +81,9 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
     })?;
     let types = Types::parse(&bytes)
         .with_context(|| format!("the kernel's type information ({BTF}) cannot be read"))?;
+    let optional = OPTIONAL
+        .iter()
+        .filter_map(|(global, structure, member)| Some(Ok((*global, types.offset(structure, member)?))));
     MEMBERS
         .iter()
         .map(|(global, structure, member)| {
@@ -82,6 +92,7 @@ pub fn offsets() -> Result<Vec<(&'static str, u32)>> {
                 .ok_or_else(|| anyhow!("this kernel's `struct {structure}` has no member `{member}`"))?;
             Ok((*global, offset))
         })
+        .chain(optional)
         .collect()
 }
 
