@@ -113,12 +113,24 @@ impl<'a> Record<'a> {
                     value: std::str::from_utf8(value).map_err(|_| RecordError::Text)?,
                 }
             }
-            kind::COUNTERS => Record::Counters(fields(bytes)?.0),
+            kind::COUNTERS => Record::Counters(counters(bytes)?),
             kind::BEFORE => Record::Before(fields(bytes)?.0),
             kind::FINISHED => Record::Finished { now: header.time },
             other => return Err(RecordError::Kind(other)),
         })
     }
+}
+
+/// Files of earlier versions have fewer of them.
+fn counters(bytes: &[u8]) -> Result<wire::Counters, RecordError> {
+    const FIRST: usize = size_of::<Header>() + size_of::<u64>();
+    let mut whole = [0; size_of::<wire::Counters>()];
+    if bytes.len() < FIRST {
+        return Err(RecordError::Short { want: FIRST, have: bytes.len() });
+    }
+    let known = bytes.len().min(whole.len());
+    whole[..known].copy_from_slice(&bytes[..known]);
+    Ok(fields(&whole)?.0)
 }
 
 fn fields<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<(T, &[u8]), RecordError> {

@@ -14,7 +14,7 @@
 //! - [`export`]: spans as text, JSON and OTLP; metrics as OTLP and for Prometheus
 //! - [`sample`]: which traces are kept
 //! - [`pipeline`]: all of it as one function of the records
-//! - [`stats`]: the ledger
+//! - [`stats`]: the ledger; [`budget`]: what is left out where it all takes too much
 //!
 //! Nothing of this reads a clock, a file or a socket: the same records give the same spans. What
 //! does is in `live`.
@@ -29,6 +29,7 @@ macro_rules! tell {
     }};
 }
 
+pub mod budget;
 pub mod capture;
 #[cfg(feature = "live")]
 pub mod config;

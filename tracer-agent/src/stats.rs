@@ -35,10 +35,12 @@ pub enum Bucket {
     OtherSockets,
     /// Of a process that was chosen only after it had begun.
     BeforeSelection,
+    /// Left out to stay within the budget.
+    Shed,
 }
 
 impl Bucket {
-    pub const ALL: [Bucket; 11] = [
+    pub const ALL: [Bucket; 12] = [
         Bucket::Parsed,
         Bucket::Body,
         Bucket::Unparsed,
@@ -50,6 +52,7 @@ impl Bucket {
         Bucket::Lost,
         Bucket::OtherSockets,
         Bucket::BeforeSelection,
+        Bucket::Shed,
     ];
 
     pub fn name(self) -> &'static str {
@@ -65,6 +68,7 @@ impl Bucket {
             Bucket::Lost => "lost in the ring",
             Bucket::OtherSockets => "other sockets",
             Bucket::BeforeSelection => "before selection",
+            Bucket::Shed => "shed for the budget",
         }
     }
 }
@@ -177,7 +181,7 @@ impl Ledger {
         self.kernel = Some(counters.totals);
     }
 
-    fn counter(&self, counter: Counter) -> u64 {
+    pub fn counter(&self, counter: Counter) -> u64 {
         self.kernel.map_or(0, |totals| totals[counter as usize])
     }
 
@@ -220,6 +224,7 @@ impl Ledger {
         buckets.add(Bucket::Lost, self.lost());
         buckets.add(Bucket::OtherSockets, self.sum([Counter::OtherSent, Counter::OtherReceived]));
         buckets.add(Bucket::BeforeSelection, self.before);
+        buckets.add(Bucket::Shed, self.counter(Counter::Shed));
         buckets.add(Bucket::Unknown, self.counter(Counter::IgnoredUnknown));
         buckets.add(Bucket::Encrypted, self.counter(Counter::IgnoredEncrypted));
         buckets.add(Bucket::Unparsed, self.counter(Counter::IgnoredOther));

@@ -139,10 +139,40 @@ pub enum Counter {
     IgnoredUnknown = 8,
     IgnoredEncrypted = 9,
     IgnoredOther = 10,
+    /// Bytes of connections that are left out to stay within the budget.
+    Shed = 11,
+    /// Nanoseconds that the probes took for calls of chosen processes: of one call in [`TIMED_CALLS`], as if all
+    /// were like it.
+    ProbeTime = 12,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 11;
+    pub const COUNT: u32 = 13;
+}
+
+/// Of so many calls on a CPU one is timed; a power of two.
+pub const TIMED_CALLS: u64 = 64;
+
+/// What is left out to stay within the budget; written by the agent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Shed {
+    /// Of [`SHED_PARTS`] parts of all connections, chosen by their cookie, so many are left out.
+    pub connections: u32,
+    /// Not 0 if of a call no more than its start and its end are copied.
+    pub content: u32,
+}
+
+pub const SHED_PARTS: u32 = 1024;
+
+impl Shed {
+    /// Whether the connection is one of those that are left out.
+    #[inline(always)]
+    pub fn covers(&self, cookie: u64) -> bool {
+        // Cookies are numbers in a row: the upper bits of the product are spread (Knuth's multiplicative hash).
+        let part = cookie.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54;
+        (part as u32) < self.connections
+    }
 }
 
 #[cfg(test)]
@@ -181,6 +211,20 @@ mod tests {
         // Conditions of different rules do not come together.
         assert_eq!(rules.choose(&met(&[(condition::PORT, 0b10)])), Choice::No);
         assert!(rules.uses(condition::EXECUTABLE) && !rules.uses(condition::CGROUP));
+    }
+
+    #[test]
+    fn connections_are_shed_in_parts_that_grow() {
+        let left = |connections| {
+            (0..10_000u64).filter(move |cookie| Shed { connections, content: 0 }.covers(*cookie))
+        };
+        assert_eq!(left(0).count(), 0);
+        assert_eq!(left(SHED_PARTS).count(), 10_000);
+        assert!((4_900..5_100).contains(&left(SHED_PARTS / 2).count()));
+        assert!(
+            left(SHED_PARTS / 4)
+                .all(|cookie| Shed { connections: SHED_PARTS / 2, content: 0 }.covers(cookie))
+        );
     }
 
     #[test]

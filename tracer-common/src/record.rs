@@ -125,7 +125,8 @@ pub mod omitted {
     pub const IOVECS: u8 = 6;
     /// The agent asked for lengths alone ([`crate::connection::Quiet`]).
     pub const QUIET: u8 = 7;
-    /// The ring is filling: only the start of a call is copied, where heads are.
+    /// The ring is filling, or the budget is used up: only the start and the end of a call are copied, where
+    /// heads are.
     pub const CROWDED: u8 = 8;
     /// Moved by io_uring.
     pub const IO_URING: u8 = 9;
@@ -144,7 +145,7 @@ pub mod omitted {
             DISCARDED => "received into nowhere",
             IOVECS => "in more pieces than are followed",
             QUIET => "of content, not asked for",
-            CROWDED => "while the ring was filling",
+            CROWDED => "while the ring was filling, or to stay within the budget",
             IO_URING => "by io_uring",
             TASK_32_BIT => "by 32-bit tasks",
             _ => "for no reason given",

@@ -519,7 +519,7 @@ fn submit(record: *mut u8) {
 #[inline(always)]
 pub(crate) fn crowded() -> bool {
     let (waiting, size) = filling();
-    waiting > size / CROWDED_FRACTION
+    waiting > size / CROWDED_FRACTION || maps::sheds_content()
 }
 
 /// Bytes that wait in the ring, and its size.

@@ -5,12 +5,12 @@ use crate::{
     syscall::Ended,
 };
 use aya_ebpf::{
-    helpers::generated::bpf_get_smp_processor_id,
+    helpers::{bpf_ktime_get_ns, generated::bpf_get_smp_processor_id},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use tracer_common::{
-    config::{Counter, File, NAME_SIZE, Rules, Selected},
+    config::{Counter, File, NAME_SIZE, Rules, Selected, Shed, TIMED_CALLS},
     connection::{ConnectionState, Frames, Quiet},
 };
 
@@ -25,6 +25,14 @@ static RULES: Array<Rules> = Array::with_max_entries(1, 0);
 /// Processes that the agent has to look at, with what they have moved meanwhile by direction.
 #[map]
 pub(crate) static UNDECIDED: LruHashMap<u32, [u64; 2]> = LruHashMap::with_max_entries(16384, 0);
+
+/// What is left out to stay within the budget; written by the agent.
+#[map]
+static SHED: Array<Shed> = Array::with_max_entries(1, 0);
+
+/// Calls on this CPU, and when the one that is timed began.
+#[map]
+static TIMED: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 
 /// Names, files, ports and cgroups (by the inode of their folder) that rules ask for: which rules.
 #[map]
@@ -181,6 +189,44 @@ pub(crate) fn count(counter: Counter, amount: u64) {
 #[inline(always)]
 pub(crate) fn rules() -> Option<&'static Rules> {
     RULES.get(0)
+}
+
+/// Whether large calls are cut to stay within the budget.
+#[inline(always)]
+pub(crate) fn sheds_content() -> bool {
+    SHED.get(0).is_some_and(|shed| shed.content != 0)
+}
+
+/// Whether the connection is left out to stay within the budget.
+#[inline(always)]
+pub(crate) fn sheds(cookie: u64) -> bool {
+    SHED.get(0).is_some_and(|shed| shed.covers(cookie))
+}
+
+/// Before each call. What is kept lies in the map: in a register it would be one more way for the verifier to
+/// follow.
+#[inline(always)]
+pub(crate) fn begin_time() {
+    if let Some(timed) = TIMED.get_ptr_mut(0) {
+        // SAFETY: an element of a per-CPU array; the two socket programs can nest, which spoils one time of many.
+        unsafe {
+            (*timed)[0] = (*timed)[0].wrapping_add(1);
+            (*timed)[1] = if (*timed)[0] & (TIMED_CALLS - 1) == 0 { bpf_ktime_get_ns() } else { 0 };
+        }
+    }
+}
+
+/// And after it.
+#[inline(always)]
+pub(crate) fn end_time() {
+    let Some(timed) = TIMED.get_ptr_mut(0) else { return };
+    // SAFETY: as above.
+    unsafe {
+        let began = core::ptr::read_volatile(&raw const (*timed)[1]);
+        if began != 0 {
+            count(Counter::ProbeTime, bpf_ktime_get_ns().wrapping_sub(began) * TIMED_CALLS);
+        }
+    }
 }
 
 #[inline(always)]

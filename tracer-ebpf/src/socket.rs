@@ -14,7 +14,7 @@ use tracer_common::{
 
 use crate::{
     emit, identity,
-    maps::{CONNECTIONS, FRAMES, QUIET, count},
+    maps::{self, CONNECTIONS, FRAMES, QUIET, count},
     memory::{Object, Typed, Untyped, copy_kernel, read_kernel},
     offset, process, select, syscall,
     tcp::{Positions, SOCK_STREAM, Socket, Tcp},
@@ -118,7 +118,10 @@ fn sock_length(context: &BtfTracePointContext, direction: Direction) -> i32 {
     if result <= 0 {
         syscall::moved_nothing(result < 0);
     }
-    moved(socket, direction, result, flags, || syscall::current(result as u32))
+    maps::begin_time();
+    moved(socket, direction, result, flags, || syscall::current(result as u32));
+    maps::end_time();
+    0
 }
 
 #[inline(always)]
@@ -146,7 +149,10 @@ fn call_ended(registers: Untyped, result: i64) -> i32 {
     }
     let number = call.number as u16;
     let flags = call.flags | unwilling(socket);
-    moved(socket, direction, call.result, flags, || syscall::Call { number, buffer: call.buffer })
+    maps::begin_time();
+    moved(socket, direction, call.result, flags, || syscall::Call { number, buffer: call.buffer });
+    maps::end_time();
+    0
 }
 
 /// The flag that the kernel adds to those of each call on a file that does not wait.
@@ -248,6 +254,11 @@ fn moved<S: Socket>(
         return 0;
     }
     let cookie = identity::of(socket, tcp.is_some());
+    if result > 0 && maps::sheds(cookie) && kept(cookie).is_none() {
+        // The agent is not even told that it is there.
+        count(Counter::Shed, result as u64);
+        return 0;
+    }
     let Some(state) = connection(socket, tcp.as_ref(), cookie) else {
         // The map had no room: what moved is counted, and lost.
         if result > 0 {
@@ -280,6 +291,11 @@ fn moved<S: Socket>(
     } else {
         state.positions[1] = positions.now[1];
         state.bases[1] = positions.bases[1];
+    }
+    // Asked again: an answer that was kept would be two ways for the verifier to follow.
+    if result > 0 && maps::sheds(cookie) {
+        count(Counter::Shed, result as u64);
+        return 0;
     }
     let (position, opposite) =
         if sent { (positions.now[0], positions.now[1]) } else { (positions.now[1], positions.now[0]) };

@@ -16,8 +16,10 @@ use clap::Args;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracer_agent::{
+    budget::Budget,
     config::Config,
     live::{
+        clock, cost,
         load::{Probes, Wanted},
         print::{Printer, Shape, Target},
         privileges,
@@ -29,6 +31,8 @@ use tracer_agent::{
     observe::Observer,
     sample::Sampler,
 };
+
+use tracer_common::config::{SHED_PARTS, Shed};
 
 pub(crate) use self::plan::Plan;
 use self::{answers::Agent, plan::Exporters};
@@ -112,6 +116,7 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
     }
     tracing::info!("answers on http://{}", server.address);
     tell_manager(&[NotifyState::Ready]);
+    let budget = config.budgets.cpu.map(|cpu| Budget::new(cpu.cores()));
     let mut agent = Agent {
         config,
         began: capture::now(),
@@ -119,6 +124,7 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
         refused: None,
         exporters,
         sent: BTreeMap::new(),
+        budget,
     };
     let mut file = File { path: arguments.config.clone(), text, looked: capture::now() };
     loop {
@@ -131,6 +137,7 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
             ask.answer(answer);
         }
         agent.send_metrics(&mut session);
+        agent.keep_budget(&mut session);
         let asked = tokio::select! {
             biased;
             asked = signals.next() => Some(asked),
@@ -185,6 +192,27 @@ impl File {
 }
 
 impl Agent {
+    /// Looks at what all of it takes, and leaves out what is too much.
+    fn keep_budget(&mut self, session: &mut Session) {
+        let Some(budget) = &mut self.budget else { return };
+        let now = clock::monotonic();
+        let Some(shed) = budget.handle_due(now, || {
+            let own = u64::try_from(cost::own().cpu.as_nanos()).unwrap_or(u64::MAX);
+            own.saturating_add(session.probe_time())
+        }) else {
+            return;
+        };
+        let kept = 100.0 * f64::from(SHED_PARTS - shed.connections) / f64::from(SHED_PARTS);
+        let content = if shed.content == 0 { "whole" } else { "their start and end" };
+        tracing::warn!(
+            "cpu: {:.1} % of a core was taken: of connections {kept:.0} % are captured, of large calls {content}",
+            100.0 * budget.taken,
+        );
+        if let Err(error) = session.probes_mut().shed(&shed) {
+            tracing::error!("{error:#}");
+        }
+    }
+
     /// Those that were not there when the rules were made.
     fn look_for_cgroups(&self, session: &mut Session) -> Result<(), Failure> {
         let missing = session.selection().missing.len();
@@ -234,6 +262,13 @@ impl Agent {
         ];
         for (key, _) in fixed.into_iter().filter(|(_, changed)| *changed) {
             tracing::warn!("{key}: what is said of it counts when the agent starts again");
+        }
+        match (&mut self.budget, config.budgets.cpu) {
+            (Some(budget), Some(cpu)) => budget.set_limit(cpu.cores()),
+            (budget, cpu) => {
+                *budget = cpu.map(|cpu| Budget::new(cpu.cores()));
+                session.probes_mut().shed(&Shed::default())?;
+            }
         }
         if config.select != self.config.select {
             plan.tell_missing();

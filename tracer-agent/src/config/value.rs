@@ -156,6 +156,12 @@ impl fmt::Display for Pattern {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Percent(pub u32);
 
+impl Percent {
+    pub fn cores(self) -> f64 {
+        f64::from(self.0) / 10_000.0
+    }
+}
+
 impl FromStr for Percent {
     type Err = String;
 

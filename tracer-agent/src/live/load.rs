@@ -10,7 +10,7 @@ use aya::{
     programs::{Program, ProgramError, ProgramInfo},
 };
 use tracer_common::{
-    config::{Counter, Met, NAME_SIZE, Rules, Selected, condition},
+    config::{Counter, Met, NAME_SIZE, Rules, Selected, Shed, condition},
     connection::{self, ConnectionState, ignored},
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -40,6 +40,7 @@ pub struct Probes {
     ebpf: Ebpf,
     selected: HashMap<MapData, u32, Chosen>,
     rules: Array<MapData, Ruled>,
+    shed: Array<MapData, Shedding>,
     undecided: HashMap<MapData, u32, [u64; 2]>,
     connections: HashMap<MapData, u64, Kept>,
     counters: PerCpuArray<MapData, u64>,
@@ -55,9 +56,10 @@ const BPF_EXIST: u64 = 2;
 /// [`ConnectionState`] as bytes.
 type Kept = [u8; size_of::<ConnectionState>()];
 
-/// [`Selected`] and [`Rules`] as bytes.
+/// [`Selected`], [`Rules`] and [`Shed`] as bytes.
 type Chosen = [u8; size_of::<Selected>()];
 type Ruled = [u8; size_of::<Rules>()];
+type Shedding = [u8; size_of::<Shed>()];
 
 /// [`connection::Quiet`] as bytes.
 type Hushed = [u8; size_of::<connection::Quiet>()];
@@ -165,6 +167,7 @@ impl Probes {
             refused: Vec::new(),
             selected: typed(map(&mut ebpf, "SELECTED")?)?,
             rules: Array::try_from(map(&mut ebpf, "RULES")?).map_err(anyhow::Error::new)?,
+            shed: Array::try_from(map(&mut ebpf, "SHED")?).map_err(anyhow::Error::new)?,
             undecided: typed(map(&mut ebpf, "UNDECIDED")?)?,
             connections: typed(map(&mut ebpf, "CONNECTIONS")?)?,
             counters: PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?).map_err(anyhow::Error::new)?,
@@ -217,6 +220,12 @@ impl Probes {
         let rules = selection.rules();
         let bytes = <Ruled>::try_from(rules.as_bytes()).context("rules have another size")?;
         self.rules.set(0, bytes, 0).context("the probes do not take the rules")
+    }
+
+    /// Tells the probes what to leave out.
+    pub fn shed(&mut self, shed: &Shed) -> Result<()> {
+        let bytes = <Shedding>::try_from(shed.as_bytes()).context("what is left out has another size")?;
+        self.shed.set(0, bytes, 0).context("the probes cannot be told to do less")
     }
 
     /// What a process meets of the selection, as the probes know it, and the rules by which it is chosen.

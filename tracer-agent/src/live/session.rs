@@ -13,7 +13,7 @@ use aya::maps::{MapData, RingBuf};
 use rustix::event::{Timespec, epoll};
 
 use tracer_common::{
-    config::{Met, Selected, surviving_exec},
+    config::{Counter, Met, Selected, surviving_exec},
     record::Process,
 };
 use zerocopy::IntoBytes;
@@ -210,12 +210,21 @@ impl Session {
         &self.selection
     }
 
+    pub fn probes_mut(&mut self) -> &mut Probes {
+        &mut self.probes
+    }
+
     pub fn probes(&self) -> &Probes {
         &self.probes
     }
 
     pub fn pipeline(&self) -> &Pipeline {
         &self.pipeline
+    }
+
+    /// Nanoseconds that the probes took, by those that were timed.
+    pub fn probe_time(&self) -> u64 {
+        self.probes.counters().map_or(0, |counters| counters[Counter::ProbeTime as usize])
     }
 
     /// The ledger as it stands, with what the kernel counted until now.
@@ -595,13 +604,12 @@ pub struct Finished {
 
 /// Bytes that records must have told of, by the kernel's counters.
 fn ledger_total(counters: &[u64; tracer_common::config::Counter::COUNT as usize]) -> u64 {
-    use tracer_common::config::Counter;
     let count = |counter: Counter| counters[counter as usize];
     (count(Counter::MovedSent) + count(Counter::MovedReceived))
         .saturating_sub(count(Counter::LostSent) + count(Counter::LostReceived))
         .saturating_sub(count(Counter::OtherSent) + count(Counter::OtherReceived))
         .saturating_sub(count(Counter::IgnoredUnknown) + count(Counter::IgnoredEncrypted))
-        .saturating_sub(count(Counter::IgnoredOther))
+        .saturating_sub(count(Counter::IgnoredOther) + count(Counter::Shed))
 }
 
 /// By the edge: a wait does not end for records that are there, only when a probe calls.

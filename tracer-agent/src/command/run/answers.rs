@@ -7,6 +7,7 @@ use std::{
 };
 
 use tracer_agent::{
+    budget::Budget,
     config::Config,
     enrich::process::HOST,
     export::{
@@ -35,6 +36,7 @@ pub(super) struct Agent {
     /// Why the file as it is now does not count.
     pub(super) refused: Option<String>,
     pub(super) exporters: Exporters,
+    pub(super) budget: Option<Budget>,
     /// When metrics were last sent, by receiver.
     pub(super) sent: BTreeMap<String, Instant>,
 }

@@ -155,6 +155,13 @@ pub(super) fn of_session(session: &mut Session) -> Vec<Family> {
         "program",
         session.probes().run_times().into_iter().map(|(name, _, runs)| (name, runs)),
     ));
+    all.push(Family::of(
+        "tracer.probe.time",
+        "Time in the probes of socket calls, by one call of 64 that is timed",
+        "s",
+        FamilyKind::Counter,
+        session.probe_time() as f64 / 1e9,
+    ));
     all.extend(of_processes(session));
     all.extend(of_sending(session));
     if let Some(observer) = &session.outputs.observer {
@@ -271,6 +278,24 @@ pub(super) fn of_agent(agent: &Agent) -> Vec<Family> {
             own.cpu.as_secs_f64(),
         ),
         gauge("tracer.memory.resident", "Memory of the agent, with the ring twice", BYTES, own.resident),
+        gauge(
+            "tracer.shed.connections",
+            "Connections that are left out to stay within the budget, in 1024ths",
+            "{connection}",
+            agent.budget.as_ref().map_or(0, |budget| budget.shed().connections.into()),
+        ),
+        gauge(
+            "tracer.shed.content",
+            "1 while of large calls only their start and end are copied to stay within the budget",
+            "",
+            agent.budget.as_ref().map_or(0, |budget| budget.shed().content.into()),
+        ),
+        counter(
+            "tracer.shed.steps",
+            "Times that more or less was left out to stay within the budget",
+            "{step}",
+            agent.budget.as_ref().map_or(0, |budget| budget.steps),
+        ),
         gauge("tracer.memory.budget", "Memory that it may take", BYTES, agent.config.budgets.memory.0),
         counters(
             "tracer.config.reloads",
