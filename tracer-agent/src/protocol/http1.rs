@@ -15,7 +15,8 @@ use self::{
     last::Last,
 };
 use super::{
-    Attribute, Class, Event, Input, Kind, Progress, Protocol, Session, Shown, Side, Verdict, What,
+    Attribute, Class, Event, Input, Kind, Progress, Protocol, ResponseHead, Session, Shown, Side, Verdict,
+    What,
     grpc::{self, Messages},
     http, http2,
     measure::Measure,
@@ -202,7 +203,10 @@ impl Session for Dialogue {
     }
 
     fn held(&self) -> usize {
-        let heads = self.asked.held() + self.answered.held();
+        /// What is made of a head takes about as much.
+        const REQUEST: usize = 1024;
+        const RESPONSE: usize = size_of::<ResponseHead>();
+        let heads = self.asked.held(REQUEST) + self.answered.held(RESPONSE);
         size_of::<Self>() + self.pending.capacity() * size_of::<Pending>() + heads
     }
 }

@@ -35,10 +35,9 @@ impl<T> Last<T> {
         }
     }
 
-    /// Bytes of memory besides its own, about: what it said is no more than it was.
-    pub(super) fn held(&self) -> usize {
-        const SAID: usize = 1024;
-        self.bytes.capacity() + self.said.as_ref().map_or(0, |_| SAID + self.bytes.len())
+    /// Bytes of memory besides its own, about: `said` and the texts of the head.
+    pub(super) fn held(&self, said: usize) -> usize {
+        self.bytes.capacity() + self.said.as_ref().map_or(0, |_| said + self.bytes.len())
     }
 }
 

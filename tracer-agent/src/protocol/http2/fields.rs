@@ -197,11 +197,13 @@ impl Fields {
 
     /// Bytes of memory besides their own, with the heads that are made of them, about.
     pub(super) fn held(&self) -> usize {
-        const HEADS: usize = 1024;
+        const REQUEST: usize = 1024;
+        const RESPONSE: usize = size_of::<ResponseHead>();
+        let head = if self.asks { REQUEST } else { RESPONSE };
         let named = [&self.method, &self.scheme, &self.authority, &self.path, &self.protocol];
         let others = [&self.host, &self.user_agent, &self.content_type, &self.timeout];
         let texts = named.into_iter().chain(others).flatten().map(|text| text.len()).sum::<usize>();
-        HEADS + 2 * texts + self.propagation.held()
+        head + 2 * texts + self.propagation.held()
     }
 
     /// Whether only calls have such trailers.
