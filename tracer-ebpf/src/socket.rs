@@ -149,10 +149,7 @@ fn call_ended(registers: Untyped, result: i64) -> i32 {
     }
     let number = call.number as u16;
     let flags = call.flags | unwilling(socket);
-    maps::begin_time();
-    moved(socket, direction, call.result, flags, || syscall::Call { number, buffer: call.buffer });
-    maps::end_time();
-    0
+    moved(socket, direction, call.result, flags, || syscall::Call { number, buffer: call.buffer })
 }
 
 /// The flag that the kernel adds to those of each call on a file that does not wait.

@@ -114,6 +114,9 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
         0 => tracing::warn!("no process matches {selected} yet; those that start will be traced"),
         count => tracing::info!("tracing {count} processes that match {selected}, and those that start"),
     }
+    if config.budgets.cpu.is_some() && !session.probes().capture.sheds() {
+        tracing::warn!("budgets.cpu: with capture {} nothing can be left out", session.probes().capture);
+    }
     tracing::info!("answers on http://{}", server.address);
     tell_manager(&[NotifyState::Ready]);
     let budget = config.budgets.cpu.map(|cpu| Budget::new(cpu.cores()));

@@ -62,6 +62,11 @@ impl Capture {
         self == Capture::RawSysExit
     }
 
+    /// Whether the probes can leave out connections, and tell what they take.
+    pub fn sheds(self) -> bool {
+        self == Capture::SockLength
+    }
+
     /// The kernel gives no socket to these, and so no cookie.
     pub fn knows_by_address(self) -> bool {
         self != Capture::SockLength
