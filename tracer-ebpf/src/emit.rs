@@ -20,8 +20,8 @@ use tracer_common::{
 
 use crate::{
     frames,
-    maps::{self, RECORDS, SCRATCH_SIZE, count},
-    memory::{BY_ADDRESS, bounded, constant, copy_user, masked, read_user},
+    maps::{self, RECORDS, SCRATCH_SIZE, Walk, count},
+    memory::{BY_ADDRESS, bounded, constant, copy_user, copy_words, masked, read_user},
     syscall::{self, Buffer, shape},
 };
 
@@ -118,13 +118,10 @@ pub(crate) mod framing {
     pub(crate) const SAVES: u32 = 4;
 }
 
-/// A call that moved bytes, told in one record or several. `first` has all but what differs between them;
+/// A call that moved bytes, told in one record or several. `out.first` has all but what differs between them;
 /// `total` is what the call moved, `framed` of [`framing`]. Returns whether frames are followed from here on.
 #[inline(always)]
-pub(crate) fn data(first: &Data, buffer: Buffer, total: u32, framed: u32) -> bool {
-    let direction = first.direction as u32 & 1;
-    let Some(out) = maps::outgoing(direction) else { return false };
-    out.first = *first;
+pub(crate) fn data(direction: u32, out: &mut Outgoing, buffer: Buffer, total: u32, framed: u32) -> bool {
     out.total = total;
     out.done = 0;
     // SAFETY: references are valid. Volatile, since the point is that it happens: what is read back is the
@@ -146,7 +143,7 @@ pub(crate) fn data(first: &Data, buffer: Buffer, total: u32, framed: u32) -> boo
     }
     match buffer.shape {
         shape::FLAT => flat(direction, out),
-        shape::PIECES if constant(&BY_ADDRESS) == 0 && gather_few(direction, out, buffer) => flush(direction),
+        shape::PIECES if constant(&BY_ADDRESS) == 0 && told_few(direction, out, buffer) => {}
         shape::PIECES => pieces(direction, buffer.address, buffer.count, total, IOVECS_PER_CALL),
         // Only where calls are seen when they are over.
         shape::MESSAGES if constant(&BY_ADDRESS) != 0 => messages(direction),
@@ -247,7 +244,7 @@ pub(crate) fn gap(first: &Data, done: u32, length: u32, reason: u8) {
 
 #[inline(always)]
 pub(crate) fn write(record: &mut Data, first: &Data, done: u32, length: u32) {
-    *record = *first;
+    copy_words(record, first);
     record.position += done as u64;
     record.length = length;
 }
@@ -291,14 +288,24 @@ unsafe extern "C" fn one_message(index: u32, argument: *mut u32) -> i64 {
     0
 }
 
+/// Tells of a short call in few pieces; false if it is no such call.
+#[inline(always)]
+fn told_few(direction: u32, out: &Outgoing, buffer: Buffer) -> bool {
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return false };
+    if !gather_few(scratch, walk, out, buffer) {
+        return false;
+    }
+    send_gathered(scratch, walk);
+    true
+}
+
 /// Puts a short call together in the scratch, whether flat or in a few pieces; false if it is no such call.
 #[inline(always)]
-pub(crate) fn gather_few(direction: u32, out: &Outgoing, buffer: Buffer) -> bool {
+pub(crate) fn gather_few(scratch: *mut u8, walk: &mut Walk, out: &Outgoing, buffer: Buffer) -> bool {
     let total = out.total;
     if total > SHORT_MAX || buffer.count > PIECES_FEW as u64 {
         return false;
     }
-    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return false };
     let mut filled = 0;
     if buffer.shape == shape::FLAT {
         let length = bounded(total, SHORT_MAX);
@@ -451,6 +458,11 @@ fn skip_to_end(direction: u32) {
 #[inline(always)]
 pub(crate) fn flush(direction: u32) {
     let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
+    send_gathered(scratch, walk);
+}
+
+#[inline(always)]
+pub(crate) fn send_gathered(scratch: *mut u8, walk: &mut Walk) {
     let filled = bounded(walk.filled, GATHER_MAX);
     if filled == 0 {
         return;

@@ -12,10 +12,11 @@ use tracer_common::{
 
 use crate::{
     emit::{
-        self, GATHER_MAX, Outgoing, Piece, SHORT_MAX, crowded, flush, flush_over, gap, gather_few, write,
+        self, GATHER_MAX, Outgoing, Piece, SHORT_MAX, crowded, flush, flush_over, gap, gather_few,
+        send_gathered, write,
     },
     maps::{self, FRAMES},
-    memory::{self, bounded, constant, copy_user, masked, read_user},
+    memory::{self, bounded, constant, copy_user, copy_words, masked, read_user},
     syscall::{Buffer, shape},
 };
 
@@ -148,13 +149,13 @@ fn follow_call(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: bool) 
         frames.follows = pass(frames, total) as u32;
         return false;
     }
-    if gather_few(direction, out, buffer) {
-        let follows = follow_short(direction, frames);
-        flush(direction);
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return false };
+    if gather_few(scratch, walk, out, buffer) {
+        let follows = follow_short(direction, scratch, walk, frames);
+        send_gathered(scratch, walk);
         frames.follows = follows as u32;
         return true;
     }
-    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return false };
     // SAFETY: the scratch is larger than the fields, and aligned to 8.
     write(unsafe { &mut *scratch.cast::<Data>() }, &out.first, 0, 0);
     let flat = buffer.shape == shape::FLAT;
@@ -168,7 +169,7 @@ fn follow_call(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: bool) 
     } else {
         0
     };
-    walk.frames = *frames;
+    copy_words(&mut walk.frames, frames);
     walk.frames.follows = 1;
     if walk.frames.content != 0 && walk.frames.copy > COPIED_MAX && total > COPIED_MAX {
         // Begun when it was not known that so much of it comes at once.
@@ -187,7 +188,7 @@ fn follow_call(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: bool) 
     frames.skip = walk.frames.skip;
     frames.have = walk.frames.have;
     frames.content = walk.frames.content;
-    frames.header = walk.frames.header;
+    copy_words(&mut frames.header, &walk.frames.header);
     // As long as something is passed over, it is known why.
     frames.saves = if walk.frames.skip > 0 && walk.saves == 0 { walk.frames.saves } else { walk.saves };
     frames.follows = walk.frames.follows & (walk.left == 0) as u32;
@@ -203,8 +204,7 @@ fn follow_call(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: bool) 
 /// Goes from header to header of a call that is in the scratch. Most have few frames, and whole headers: those
 /// are read where they are. Returns whether it is known where the next starts.
 #[inline(always)]
-fn follow_short(direction: u32, frames: &mut Frames) -> bool {
-    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return false };
+fn follow_short(direction: u32, scratch: *mut u8, walk: &mut maps::Walk, frames: &mut Frames) -> bool {
     let (filled, size) = (walk.filled, constant(&memory::FRAMING_HEADER) as u32);
     let (mut at, mut copy, mut skip) = (0, frames.copy, frames.skip);
     for _ in 0..FRAMES_FEW {
@@ -224,7 +224,7 @@ fn follow_short(direction: u32, frames: &mut Frames) -> bool {
         (copy, skip, frames.content) = next;
         at += size;
     }
-    walk.frames = *frames;
+    copy_words(&mut walk.frames, frames);
     walk.frames.copy = copy;
     walk.frames.skip = skip;
     walk.at = at;
@@ -242,10 +242,11 @@ fn follow_short(direction: u32, frames: &mut Frames) -> bool {
             0,
         );
     }
-    let Some(walk) = maps::walk(direction) else { return false };
-    let sequence = frames.sequence;
-    *frames = Frames { sequence, follows: 0, ..walk.frames };
-    walk.frames.follows != 0
+    walk.frames.sequence = frames.sequence;
+    let follows = walk.frames.follows;
+    walk.frames.follows = 0;
+    copy_words(frames, &walk.frames);
+    follows != 0
 }
 
 /// Returns 1 to end the loop.

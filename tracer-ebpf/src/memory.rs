@@ -1,6 +1,6 @@
 //! Reads of kernel and user memory, and the kernel's structure offsets: the only raw pointers.
 
-use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_user, generated};
+use aya_ebpf::helpers::{bpf_probe_read_user, generated};
 
 /// Offsets of structure members, set by the agent from the kernel's type information. In frozen
 /// read-only data the verifier takes them as constants, so a read at one is a plain load.
@@ -115,11 +115,15 @@ impl Object for Untyped {
     }
 }
 
-/// Kernel memory at an address of unknown type; the default where it cannot be read.
+/// Kernel memory at an address of unknown type; zero where it cannot be read.
 #[inline(always)]
 pub(crate) fn read_kernel<T: Copy + Default>(address: u64, offset: usize) -> T {
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_kernel((address as usize + offset) as *const T) }.unwrap_or_default()
+    let mut value = T::default();
+    let source = (address as usize + offset) as *const core::ffi::c_void;
+    // What it returns is not looked at, which would be one more way for the verifier to follow: where it fails it
+    // writes zeros. SAFETY: the value is valid for its size, of plain numbers; the helper checks the source.
+    unsafe { generated::bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, source) };
+    value
 }
 
 /// A text that ends with 0, or its start; `target` is all zeros before.
@@ -154,6 +158,18 @@ pub(crate) fn read_user<T: Copy>(address: u64) -> Option<T> {
 pub(crate) unsafe fn copy_user(target: *mut u8, length: u32, source: u64) -> bool {
     // SAFETY: the caller's promise for the target; the helper checks the source.
     unsafe { generated::bpf_probe_read_user(target.cast(), length, source as *const _) == 0 }
+}
+
+/// Copies a value of whole words, aligned to 8. LLVM would make a call of memmove of an assignment of many fields,
+/// which goes byte by byte here.
+#[inline(always)]
+pub(crate) fn copy_words<T: Copy>(target: &mut T, source: &T) {
+    const { assert!(size_of::<T>().is_multiple_of(8)) };
+    let (target, source) = ((&raw mut *target).cast::<u64>(), (&raw const *source).cast::<u64>());
+    for index in 0..size_of::<T>() / 8 {
+        // SAFETY: both are valid for so many words; any eight bytes of plain numbers are one.
+        unsafe { core::ptr::write_volatile(target.add(index), core::ptr::read_volatile(source.add(index))) }
+    }
 }
 
 /// Hides where a number came from, so that the check that follows is kept: LLVM would drop a bound

@@ -323,7 +323,8 @@ fn moved<S: Socket>(
     let call = call();
     let (until, frames_quiet) = quiet(cookie, sent, result as u32);
     let start = position.wrapping_sub(result as u64);
-    let first = Data {
+    let Some(out) = maps::outgoing(direction as u32) else { return 0 };
+    out.first = Data {
         header: emit::header::<Data>(kind::DATA),
         cookie,
         position: start,
@@ -352,7 +353,7 @@ fn moved<S: Socket>(
     if frames_quiet != 0 {
         framed |= emit::framing::SAVES;
     }
-    if emit::data(&first, buffer, result as u32, framed) {
+    if emit::data(direction as u32, out, buffer, result as u32, framed) {
         state.framed = 1;
     }
     0
