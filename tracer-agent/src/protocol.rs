@@ -76,11 +76,29 @@ pub struct Shown {
     pub grpc_message: bool,
     /// Fields with ids of requests.
     pub correlation: &'static [&'static str],
+    /// Names in a query whose values are told.
+    pub query: &'static [&'static str],
+    /// Fields whose values are told.
+    pub request_headers: &'static [ToldHeader],
+    pub response_headers: &'static [ToldHeader],
+}
+
+/// A field by its name in lower case, and the attribute for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToldHeader {
+    pub name: &'static str,
+    pub key: &'static str,
 }
 
 impl Default for Shown {
     fn default() -> Self {
-        Self { grpc_message: false, correlation: CORRELATION }
+        Self {
+            grpc_message: false,
+            correlation: CORRELATION,
+            query: &[],
+            request_headers: &[],
+            response_headers: &[],
+        }
     }
 }
 

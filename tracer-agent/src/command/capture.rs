@@ -138,7 +138,11 @@ impl Output {
 
     /// What was asked for of what stays out of spans otherwise.
     pub(crate) fn shown(&self) -> Shown {
-        Shown { grpc_message: self.grpc_message, correlation: self.stitching.correlation() }
+        Shown {
+            grpc_message: self.grpc_message,
+            correlation: self.stitching.correlation(),
+            ..Shown::default()
+        }
     }
 
     /// For people alone.

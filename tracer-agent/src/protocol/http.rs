@@ -96,6 +96,8 @@ pub(super) struct Asked<'a> {
     pub(super) user_agent: Option<Text>,
     /// What the reader of the head has to add.
     pub(super) notes: Attributes,
+    /// Names in its query whose values are told.
+    pub(super) told: &'static [&'static str],
 }
 
 impl Asked<'_> {
@@ -161,7 +163,7 @@ pub(super) fn request(asked: &Asked<'_>, kind: Kind) -> RequestHead {
         attributes.push(Attribute::word("tracer.health_check", evidence));
     }
     let authority = asked.authority();
-    let query = asked.target.and_then(|target| target.query).map(redacted);
+    let query = asked.target.and_then(|target| target.query).map(|query| redacted(query, asked.told));
     let shown = match (&query, asked.target) {
         (Some(query), _) => format_smolstr!("{path}?{query}"),
         (None, None) => Text::new_static(UNSEEN),
@@ -305,8 +307,8 @@ pub(super) fn split_authority(authority: &str) -> (Option<&str>, Option<u16>) {
     (Some(host).filter(|host| !host.is_empty()), port)
 }
 
-/// The names of a query without their values: those stay with the process.
-fn redacted(query: &str) -> String {
+/// The names of a query without their values, but for those that are `told`: the others stay with the process.
+fn redacted(query: &str, told: &[&str]) -> String {
     let mut out = String::with_capacity(query.len());
     for (index, pair) in query.split('&').enumerate() {
         if index > 0 {
@@ -317,6 +319,7 @@ fn redacted(query: &str) -> String {
                 out.push_str(name);
                 out.push('=');
             }
+            Some((name, _)) if told.contains(&name) => out.push_str(pair),
             Some((name, _)) => {
                 out.push_str(name);
                 out.push_str("=REDACTED");

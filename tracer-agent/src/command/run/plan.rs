@@ -17,7 +17,7 @@ use tracer_agent::{
     metrics,
     pipeline::Limits,
     propagation::CORRELATION,
-    protocol::Shown,
+    protocol::{Shown, ToldHeader},
     route, sample, stitch,
 };
 
@@ -82,6 +82,9 @@ impl Plan {
                 shown: Shown {
                     grpc_message: config.redaction.grpc_messages,
                     correlation: kept(correlation.cloned(), CORRELATION),
+                    query: kept(config.redaction.query_values.0.iter().cloned(), &[]),
+                    request_headers: told("request", &config.redaction.request_headers),
+                    response_headers: told("response", &config.redaction.response_headers),
                 },
             },
             filter: Filter {
@@ -164,6 +167,15 @@ fn kept(names: impl Iterator<Item = String>, usual: &'static [&'static str]) -> 
         return usual;
     }
     named.into_iter().chain(usual.iter().copied()).collect::<Vec<_>>().leak()
+}
+
+/// The attributes of headers (semantic conventions: `http.request.header.<key>`).
+fn told(side: &str, headers: &config::List<config::Header>) -> &'static [ToldHeader] {
+    let told = headers.0.iter().map(|header| ToldHeader {
+        name: header.0.clone().leak(),
+        key: format!("http.{side}.header.{}", header.0).leak(),
+    });
+    told.collect::<Vec<_>>().leak()
 }
 
 fn endpoints(receivers: &[Otlp], queue: usize) -> Result<Vec<(Otlp, Signal, Endpoint)>> {

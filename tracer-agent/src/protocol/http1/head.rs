@@ -4,7 +4,7 @@ use std::{mem::MaybeUninit, sync::Arc};
 
 use super::{
     super::{
-        Attribute, Attributes, Kind, RequestHead, ResponseHead, Shown, Verdict, grpc,
+        Attribute, Attributes, Kind, RequestHead, ResponseHead, Shown, ToldHeader, Verdict, grpc,
         http::{self, Asked, METHODS, Target, is_event_stream, is_token},
     },
     Method,
@@ -34,6 +34,7 @@ pub(super) enum Framing {
     Broken,
 }
 
+#[derive(Debug)]
 pub(super) enum HeadError {
     Malformed(&'static str),
 }
@@ -294,6 +295,7 @@ fn request_from(
     if let Some(ambiguity) = fields.ambiguity(version == 0, hidden) {
         notes.push(Attribute::word("tracer.ambiguity", ambiguity));
     }
+    tell(request.headers, shown.request_headers, &mut notes);
     let host = fields.host.map(String::from_utf8_lossy);
     let asked = Asked {
         method: Some(method),
@@ -302,6 +304,7 @@ fn request_from(
         version: if version == 0 { "1.0" } else { "1.1" },
         user_agent: fields.user_agent.map(http::text),
         notes,
+        told: shown.query,
     };
     let call = fields.content_type.and_then(grpc::Flavor::of).filter(|flavor| flavor.is_web());
     let head = match call {
@@ -354,12 +357,28 @@ fn response_from(
     if let Some(ambiguity) = fields.ambiguity(response.version == Some(0), false) {
         notes.push(Attribute::word("tracer.ambiguity", ambiguity));
     }
+    tell(response.headers, shown.response_headers, &mut notes);
     let call = fields.content_type.and_then(grpc::Flavor::of).filter(|flavor| flavor.is_web());
     let head = match call {
-        Some(_) => grpc::response(Some(status), &fields.grpc, shown),
+        Some(_) => {
+            let mut head = grpc::response(Some(status), &fields.grpc, shown);
+            head.attributes.extend(notes);
+            head
+        }
         None => http::response(status, stream, notes),
     };
     Ok(Response { head: Arc::new(head), framing, call, upgrades })
+}
+
+/// Adds the values of the fields that are asked for: several of one name as one (RFC 9110, section 5.3).
+fn tell(headers: &[httparse::Header<'_>], told: &[ToldHeader], notes: &mut Attributes) {
+    for ToldHeader { name, key } in told {
+        let values = headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
+        let values: Vec<&[u8]> = values.map(|header| header.value.trim_ascii()).collect();
+        if !values.is_empty() {
+            notes.push(Attribute::text(key, http::text(&values.join(&b", "[..]))));
+        }
+    }
 }
 
 /// The fields that framing and the span need.
@@ -469,4 +488,43 @@ impl<'a> Fields<'a> {
 
 fn is_control(byte: u8) -> bool {
     byte < b' ' || byte == 0x7f
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHOWN: Shown = Shown {
+        grpc_message: false,
+        correlation: &[],
+        query: &["page"],
+        request_headers: &[ToldHeader { name: "accept", key: "http.request.header.accept" }],
+        response_headers: &[ToldHeader { name: "server", key: "http.response.header.server" }],
+    };
+
+    fn told(attributes: &[Attribute], key: &str) -> Option<String> {
+        let found = attributes.iter().find(|attribute| attribute.key == key)?;
+        Some(format!("{:?}", found.value))
+    }
+
+    #[test]
+    fn only_what_is_asked_for_is_told() {
+        let head =
+            b"GET /a?page=2&token=abc HTTP/1.1\r\nHost: a\r\nAccept: b\r\naccept: c\r\nCookie: d\r\n\r\n";
+        let request = parse_request(head, Kind::Server, SHOWN).unwrap().head;
+        let attributes = &request.common.attributes;
+        assert_eq!(told(attributes, "url.query").unwrap(), r#"Text("page=2&token=REDACTED")"#);
+        assert_eq!(told(attributes, "http.request.header.accept").unwrap(), r#"Text("b, c")"#);
+        assert!(!format!("{attributes:?}").contains("cookie"));
+        let plain = parse_request(head, Kind::Server, Shown::default()).unwrap().head;
+        assert_eq!(
+            told(&plain.common.attributes, "url.query").unwrap(),
+            r#"Text("page=REDACTED&token=REDACTED")"#
+        );
+        assert_eq!(told(&plain.common.attributes, "http.request.header.accept"), None);
+        let head = b"HTTP/1.1 200 OK\r\nServer: x\r\nSet-Cookie: y\r\nContent-Length: 0\r\n\r\n";
+        let response = parse_response(head, Method::Other, SHOWN).unwrap().head;
+        assert_eq!(told(&response.attributes, "http.response.header.server").unwrap(), r#"Text("x")"#);
+        assert!(!format!("{:?}", response.attributes).contains("cookie"));
+    }
 }

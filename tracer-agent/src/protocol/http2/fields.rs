@@ -28,6 +28,9 @@ pub(super) struct Fields {
     content_type: Option<Text>,
     timeout: Option<Text>,
     propagation: Reader,
+    shown: Shown,
+    /// Values that are asked for, of requests and of responses.
+    told: [Attributes; 2],
     trailers: grpc::Trailers,
     /// There are fields that only the head of a request has, or that of a response.
     pub(super) asks: bool,
@@ -42,7 +45,7 @@ pub(super) struct Fields {
 
 impl Fields {
     pub(super) fn new(shown: Shown) -> Self {
-        Self { propagation: Reader::new(shown.correlation), ..Self::default() }
+        Self { propagation: Reader::new(shown.correlation), shown, ..Self::default() }
     }
 
     /// `missing`: why something of the field may not be known.
@@ -53,6 +56,12 @@ impl Fields {
         };
         if !field.value.is_known() {
             self.missing = missing.or(Some(UNREADABLE));
+        }
+        for (side, asked) in [self.shown.request_headers, self.shown.response_headers].into_iter().enumerate()
+        {
+            if let Some(asked) = asked.iter().find(|asked| asked.name == name) {
+                tell(&mut self.told[side], asked.key, field.value.text());
+            }
         }
         let place = match name {
             ":method" => &mut self.method,
@@ -133,7 +142,8 @@ impl Fields {
             target,
             version: "2",
             user_agent: self.user_agent.clone(),
-            notes: self.missing.map(captured).into_iter().collect(),
+            notes: self.missing.map(captured).into_iter().chain(self.told[0].iter().cloned()).collect(),
+            told: self.shown.query,
         };
         let head = match is_call {
             true => grpc::request(&asked, self.timeout.as_deref()),
@@ -173,6 +183,7 @@ impl Fields {
             (false, Some(status)) => http::response(status, stream, Attributes::new()),
             (false, None) => ResponseHead { stream, ..ResponseHead::default() },
         };
+        head.attributes.extend(self.told[1].iter().cloned());
         head.attributes.extend(self.missing.filter(|_| tells).map(captured));
         head
     }
@@ -215,4 +226,44 @@ impl Fields {
 /// Says why something of an exchange is not known.
 fn captured(why: &'static str) -> Attribute {
     Attribute::word("tracer.capture", why)
+}
+
+/// Adds a value that is asked for; a name that comes again has a list of them.
+fn tell(told: &mut Attributes, key: &'static str, value: Option<Text>) {
+    let Some(value) = value else { return };
+    let before = told.iter_mut().find(|attribute| attribute.key == key);
+    match before {
+        Some(Attribute { value: super::super::Value::Text(before), .. }) => {
+            *before = http::text(format!("{before}, {value}").as_bytes());
+        }
+        _ => told.push(Attribute::text(key, http::text(value.as_bytes()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::super::ToldHeader, *};
+
+    #[test]
+    fn only_what_is_asked_for_is_told() {
+        let shown = Shown {
+            query: &["page"],
+            request_headers: &[ToldHeader { name: "accept", key: "http.request.header.accept" }],
+            ..Shown::default()
+        };
+        let mut fields = Fields::new(shown);
+        for (name, value) in [
+            (":method", "GET"),
+            (":path", "/a?page=2&token=abc"),
+            ("accept", "b"),
+            ("cookie", "d"),
+            ("accept", "c"),
+        ] {
+            fields.take(Field { name: Some(name), value: Value::Known(value) }, None);
+        }
+        let head = fields.request_as(Kind::Server, false);
+        let told = format!("{:?}", head.common.attributes);
+        assert!(told.contains("page=2&token=REDACTED") && told.contains(r#"Text("b, c")"#), "{told}");
+        assert!(!told.contains("cookie"), "{told}");
+    }
 }
