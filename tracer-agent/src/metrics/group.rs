@@ -165,23 +165,9 @@ impl Group {
 /// What kind of stream it is.
 const STREAM: &str = "tracer.stream";
 
-/// Buckets of sizes, in bytes: none at all, and by fours from 64 B to 1 GiB.
-pub(super) const SIZES: &[u64] = &[
-    0,
-    1 << 6,
-    1 << 8,
-    1 << 10,
-    1 << 12,
-    1 << 14,
-    1 << 16,
-    1 << 18,
-    1 << 20,
-    1 << 22,
-    1 << 24,
-    1 << 26,
-    1 << 28,
-    1 << 30,
-];
+/// Buckets of sizes, in bytes: none at all, and by sixteens from 256 B to 256 MiB. Each bucket is a line for each
+/// series of a page that is read every few seconds.
+pub(super) const SIZES: &[u64] = &[0, 1 << 8, 1 << 12, 1 << 16, 1 << 20, 1 << 24, 1 << 28];
 
 /// Buckets of streams, in nanoseconds: from 100 ms to a day.
 const STREAMS: &[u64] = &[

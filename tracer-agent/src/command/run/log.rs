@@ -2,7 +2,6 @@
 //! same place not too many.
 
 use std::{
-    collections::HashMap,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -49,7 +48,8 @@ pub(super) fn start(log: &Log) {
 /// Leaves out lines of which there are too many; the first one afterwards is said again.
 #[derive(Default)]
 struct Few {
-    places: Mutex<HashMap<Identifier, (Instant, u32)>>,
+    /// The places in the program that said something: some dozens at most.
+    places: Mutex<Vec<Place>>,
 }
 
 impl<S: Subscriber> Filter<S> for Few {
@@ -61,11 +61,22 @@ impl<S: Subscriber> Filter<S> for Few {
         let now = capture::now();
         // Each change is whole before anything can fail.
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, lines) = places.entry(event.metadata().callsite()).or_insert((now, 0));
-        if now.duration_since(*since) >= TIME {
-            (*since, *lines) = (now, 0);
+        let callsite = event.metadata().callsite();
+        let known = places.iter().position(|place| place.callsite == callsite).unwrap_or_else(|| {
+            places.push(Place { callsite, since: now, lines: 0 });
+            places.len() - 1
+        });
+        let place = &mut places[known];
+        if now.duration_since(place.since) >= TIME {
+            (place.since, place.lines) = (now, 0);
         }
-        *lines += 1;
-        *lines <= LINES
+        place.lines += 1;
+        place.lines <= LINES
     }
+}
+
+struct Place {
+    callsite: Identifier,
+    since: Instant,
+    lines: u32,
 }

@@ -225,7 +225,8 @@ fn filled_in(text: &str) -> Result<String> {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
         let (name, after) = after.split_once('}').ok_or_else(|| anyhow!("`${{` without an end"))?;
-        let value = env::var(name).map_err(|_| anyhow!("the environment has no variable {name}"))?;
+        let value = env::var_os(name).and_then(|value| value.into_string().ok());
+        let value = value.ok_or_else(|| anyhow!("the environment has no variable {name}"))?;
         out.push_str(before);
         out.push_str(&value);
         rest = after;
