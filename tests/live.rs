@@ -1,6 +1,8 @@
 //! The real program under the real kernel, with real servers and clients: spans are compared with
 //! what the server itself logged, by exact count. As root, one test at a time: `cargo xtask test`.
 
+#[path = "live/agent.rs"]
+mod agent;
 #[path = "live/exports.rs"]
 mod exports;
 #[path = "live/findings.rs"]

@@ -208,12 +208,12 @@ fn variables_of_the_specification_are_honoured() {
 }
 
 /// Certificates of an authority of our own: of a server, and of a client.
-struct Authority {
+pub(super) struct Authority {
     folder: Folder,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let authority = Self { folder: Folder::new(name) };
         authority.openssl(
             "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem",
@@ -235,12 +235,12 @@ impl Authority {
         run(Command::new("openssl").args(arguments.split(' ')).current_dir(self.folder.path("")));
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path(name)
     }
 
     /// A collector that lets in who has a certificate of it.
-    fn server(&self, only_known: bool) -> Server {
+    pub(super) fn server(&self, only_known: bool) -> Server {
         let bodies = self.path("bodies");
         let _ = fs::remove_dir_all(&bodies);
         fs::create_dir(&bodies).expect("a folder");
@@ -252,7 +252,7 @@ impl Authority {
 }
 
 /// Spans in requests that were kept as files.
-fn spans_in(folder: &Path) -> usize {
+pub(super) fn spans_in(folder: &Path) -> usize {
     let files = fs::read_dir(folder).expect("the requests");
     files
         .map(|file| fs::read(file.expect("a file").path()).expect("a request"))

@@ -18,7 +18,7 @@ use tracer_tests::process::{
 };
 
 /// By their number.
-const STATUSES: [&str; 17] = [
+pub(super) const STATUSES: [&str; 17] = [
     "OK",
     "CANCELLED",
     "UNKNOWN",

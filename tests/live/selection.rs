@@ -172,23 +172,29 @@ fn a_cgroup_chooses_who_joins_it() {
 }
 
 /// A cgroup of the v2 tree, which goes with its owner.
-struct Cgroup {
-    root: PathBuf,
-    path: PathBuf,
+pub(super) struct Cgroup {
+    pub(super) root: PathBuf,
+    pub(super) path: PathBuf,
 }
 
 impl Cgroup {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
+        let group = Self::of(name);
+        fs::create_dir(&group.path).expect("a cgroup");
+        group
+    }
+
+    /// One that is yet to be made.
+    pub(super) fn of(name: &str) -> Self {
         let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
         let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
         let root = PathBuf::from(mount.and_then(|line| line.split(' ').nth(1)).expect("a cgroup v2 tree"));
         let path = root.join(format!("tracer-test-{}-{name}", std::process::id()));
-        fs::create_dir(&path).expect("a cgroup");
         Self { root, path }
     }
 
     /// In the tree.
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         format!("/{}", self.path.file_name().expect("a name").to_string_lossy())
     }
 }

@@ -12,12 +12,22 @@ use std::{
     time::Duration,
 };
 
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
-    trace_service_server::{TraceService, TraceServiceServer},
+use opentelemetry_proto::tonic::collector::{
+    metrics::v1::{
+        ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+        metrics_service_server::{MetricsService, MetricsServiceServer},
+    },
+    trace::v1::{
+        ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
 };
 use prost::Message;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
+
+mod points;
+
+pub use self::points::Points;
 
 /// What a collector does with a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +55,8 @@ pub struct Received {
     pub answers: BTreeMap<u16, u64>,
     /// What the last request said of itself.
     pub headers: BTreeMap<String, String>,
+    /// Requests of metrics.
+    pub metrics: u64,
 }
 
 /// OTLP over HTTP.
@@ -57,6 +69,7 @@ pub struct Collector {
 struct Shared {
     manner: Mutex<Manner>,
     received: Mutex<Received>,
+    points: Mutex<Points>,
     connections: Mutex<Vec<TcpStream>>,
     ended: AtomicBool,
 }
@@ -66,6 +79,7 @@ impl Shared {
         Arc::new(Self {
             manner: Mutex::new(Manner::Take),
             received: Mutex::default(),
+            points: Mutex::default(),
             connections: Mutex::default(),
             ended: AtomicBool::new(false),
         })
@@ -77,6 +91,11 @@ impl Shared {
 
     fn received(&self) -> MutexGuard<'_, Received> {
         self.received.lock().expect("no panic there")
+    }
+
+    fn take_metrics(&self, request: &ExportMetricsServiceRequest) {
+        self.points.lock().expect("no panic there").take(request);
+        self.received().metrics += 1;
     }
 
     /// Returns what is to be answered.
@@ -118,6 +137,11 @@ impl Collector {
 
     pub fn received(&self) -> Received {
         self.shared.received().clone()
+    }
+
+    /// The latest of each point that came in.
+    pub fn points(&self) -> Points {
+        self.shared.points.lock().expect("no panic there").clone()
     }
 
     /// As a process that is killed: nothing listens any more, connections are gone. What it took stays known.
@@ -203,8 +227,18 @@ fn answer(reader: &mut BufReader<TcpStream>, shared: &Shared) -> Option<Vec<u8>>
         flate2::read::GzDecoder::new(&body[..]).read_to_end(&mut plain).expect("gzip");
         body = plain;
     }
-    let request = ExportTraceServiceRequest::decode(&body[..]).expect("a request of spans");
+    let is_metrics = headers.get("request").is_some_and(|line| line.contains("/v1/metrics"));
     shared.received().headers = headers;
+    let request = match is_metrics {
+        true => {
+            let request = ExportMetricsServiceRequest::decode(&body[..]).expect("a request of metrics");
+            if shared.manner() == Manner::Take {
+                shared.take_metrics(&request);
+            }
+            ExportTraceServiceRequest::default()
+        }
+        false => ExportTraceServiceRequest::decode(&body[..]).expect("a request of spans"),
+    };
     let (status, more, body) = match shared.manner() {
         Manner::Take | Manner::Slow => (200, None, shared.take(&request, 0).encode_to_vec()),
         Manner::Reject(spans) => (200, None, shared.take(&request, spans).encode_to_vec()),
@@ -289,6 +323,17 @@ impl TraceService for Service {
     }
 }
 
+#[tonic::async_trait]
+impl MetricsService for Service {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportMetricsServiceRequest>,
+    ) -> Result<tonic::Response<ExportMetricsServiceResponse>, tonic::Status> {
+        self.0.take_metrics(&request.into_inner());
+        Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
+    }
+}
+
 impl GrpcCollector {
     pub fn start() -> Self {
         Self::start_as(None)
@@ -306,6 +351,8 @@ impl GrpcCollector {
         let shared = Shared::new();
         let service = TraceServiceServer::new(Service(shared.clone()))
             .accept_compressed(tonic::codec::CompressionEncoding::Gzip);
+        let metrics = MetricsServiceServer::new(Service(shared.clone()))
+            .accept_compressed(tonic::codec::CompressionEncoding::Gzip);
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         let (tell, told) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -319,7 +366,7 @@ impl GrpcCollector {
                 if let Some(tls) = tls {
                     server = server.tls_config(tls).expect("certificates that fit together");
                 }
-                let server = server.add_service(service);
+                let server = server.add_service(service).add_service(metrics);
                 tokio::select! {
                     served = server.serve_with_incoming(incoming) => served.expect("a server"),
                     _ = ended => {}
@@ -336,6 +383,11 @@ impl GrpcCollector {
 
     pub fn behave(&self, manner: Manner) {
         *self.shared.manner.lock().expect("no panic there") = manner;
+    }
+
+    /// The latest of each point that came in.
+    pub fn points(&self) -> Points {
+        self.shared.points.lock().expect("no panic there").clone()
     }
 
     pub fn received(&self) -> Received {

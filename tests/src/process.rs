@@ -109,6 +109,15 @@ impl Process {
         kill_process(id, signal).expect("the process has ended before it was signalled");
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.0.try_wait().expect("a child can be waited for").is_some()
+    }
+
+    /// What it says on standard error, if that is a pipe.
+    pub fn take_errors(&mut self) -> std::process::ChildStderr {
+        self.0.stderr.take().expect("a pipe")
+    }
+
     pub fn wait(&mut self) -> ExitStatus {
         wait_for("a process to end", || self.0.try_wait().expect("a child can be waited for"))
     }
