@@ -160,6 +160,33 @@ fn both_ends_and_their_bytes_are_counted() {
     agent.finish().assert_complete();
 }
 
+/// Requests that hang are told while they do, and are 0 afterwards.
+#[test]
+fn requests_under_way_are_told() {
+    const ACTIVE: &str = "http_server_active_requests";
+    let folder = Folder::new("agent-active");
+    let server = moods(&folder, "moods", None);
+    let agent =
+        Agent::start(&folder, &format!("select: {{ include: [ {{ pid: {} }} ] }}", server.process.id()));
+    let mut clients: Vec<Client> = (0..12).map(|_| Client::new(&server.address)).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        let method = if number < 9 { "GET" } else { "POST" };
+        client.send(method, &format!("/hang/{number}"), "", if number < 9 { b"" } else { b"body" });
+    }
+    let metrics = agent.wait_metrics("12 to be under way", |metrics| metrics.sum(ACTIVE, &[]) == 12.0);
+    let methods = metrics.by(ACTIVE, &["http_request_method"]);
+    assert_eq!(methods, BTreeMap::from([("GET".to_owned(), 9), ("POST".to_owned(), 3)]));
+    assert_eq!(metrics.sum(&format!("{SERVER}_count"), &[]), 0.0);
+    let_go(&server);
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.read(if number < 9 { "GET" } else { "POST" }), 200);
+    }
+    agent.wait_counted(SERVER, 12);
+    let metrics = agent.wait_metrics("none to be under way", |metrics| metrics.sum(ACTIVE, &[]) == 0.0);
+    assert!(metrics.of(ACTIVE, &[]).count() >= 1, "a series that was there is 0, not gone");
+    agent.finish().assert_complete();
+}
+
 /// gRPC of both ends, with all statuses; calls of several messages are streams.
 #[test]
 fn calls_are_counted_as_both_ends_logged_them() {

@@ -169,11 +169,12 @@ impl Tracked {
         }
     }
 
-    /// Exchanges that are under way, but for those of other tracers.
+    /// Exchanges that are under way, but for those of other tracers. Also where nobody has answered yet: a server
+    /// that hangs does not.
     pub(super) fn each_open(&self, tell: &mut impl FnMut(u32, Kind, &RequestHead)) {
         let State::Speaking(speaking) = &self.state else { return };
         let kind = kind(speaking.spoken.requests);
-        let open = self.exchanges.open().filter(|_| speaking.confirmed).map(|(exchange, _)| exchange);
+        let open = self.exchanges.open().map(|(exchange, _)| exchange);
         for exchange in open.filter(|exchange| exchange.request.noise != Some(Noise::Export)) {
             tell(exchange.process, kind, &exchange.request);
         }
