@@ -1,13 +1,21 @@
 //! `tracer run`, the agent: what it says of itself is compared with what servers logged and clients counted.
 
+#[path = "agent/keys.rs"]
+mod keys;
 #[path = "agent/metrics.rs"]
 mod metrics;
+#[path = "agent/receivers.rs"]
+mod receivers;
 #[path = "agent/reload.rs"]
 mod reload;
+#[path = "agent/sampling.rs"]
+mod sampling;
 #[path = "agent/scrape.rs"]
 mod scrape;
 #[path = "agent/selection.rs"]
 mod selection;
+#[path = "agent/values.rs"]
+mod values;
 
 use std::{
     collections::BTreeMap,

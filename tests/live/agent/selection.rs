@@ -84,6 +84,40 @@ fn each_kind_of_condition_chooses() {
     drop(servers);
 }
 
+/// The same, the other way round: of six that a rule includes, those two are left that no other excludes.
+#[test]
+fn each_kind_of_condition_excludes() {
+    let folder = Folder::new("agent-excludes");
+    let servers: Vec<Server> = (0..4).map(|n| moods(&folder, &format!("moods-{n}"), None)).collect();
+    let (nginx, go) = (Server::nginx_with(&folder, "location / { return 200 ok; }"), Server::go(&folder));
+    let group = Cgroup::new("agent-excludes");
+    fs::write(group.path.join("cgroup.procs"), servers[2].process.id().to_string()).expect("it moves");
+    let ports: Vec<String> =
+        servers.iter().chain([&nginx, &go]).map(|server| port(server).to_string()).collect();
+    let agent = start(
+        &folder,
+        &format!(
+            "  include:\n    - port: [{}]\n  exclude:\n    - pid: {}\n    - cgroup: {}\n    - command: ngin?\n\
+             \x20   - exe: {}\n",
+            ports.join(", "),
+            servers[0].process.id(),
+            group.name(),
+            folder.path("server-go").display(),
+        ),
+    );
+    for (name, server) in ["pid", "left-1", "cgroup", "left-2"].iter().zip(&servers) {
+        ask(server, name, 10);
+    }
+    ask(&nginx, "command", 10);
+    let mut client = Client::new(&go.address);
+    for _ in 0..10 {
+        client.get("/exe");
+    }
+    agent.wait_counted(SERVER, 20);
+    assert_same(&seen(agent, "SERVER"), &truth(&[("left-1", 10), ("left-2", 10)]));
+    drop(servers);
+}
+
 /// A process that meets one condition of one rule and another of another rule meets neither; and who meets an
 /// exclusion is not traced, whatever else it meets.
 #[test]
