@@ -1,11 +1,15 @@
 //! `tracer run`, the agent: what it says of itself is compared with what servers logged and clients counted.
 
+#[path = "agent/budget.rs"]
+mod budget;
 #[path = "agent/keys.rs"]
 mod keys;
 #[path = "agent/metrics.rs"]
 mod metrics;
 #[path = "agent/receivers.rs"]
 mod receivers;
+#[path = "agent/redaction.rs"]
+mod redaction;
 #[path = "agent/reload.rs"]
 mod reload;
 #[path = "agent/sampling.rs"]
