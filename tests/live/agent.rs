@@ -2,6 +2,8 @@
 
 #[path = "agent/budget.rs"]
 mod budget;
+#[path = "agent/ends.rs"]
+mod ends;
 #[path = "agent/keys.rs"]
 mod keys;
 #[path = "agent/metrics.rs"]

@@ -165,8 +165,10 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
     }
     tracing::info!("told to end: what is left is sent");
     tell_manager(&[NotifyState::Stopping]);
+    let until = capture::now() + FLUSH;
+    session.close_books(until)?;
     agent.send_metrics_now(&mut session);
-    let finished = session.finish(FLUSH)?;
+    let finished = session.send_rest(until)?;
     report(&finished);
     Ok(Exit::Fine)
 }

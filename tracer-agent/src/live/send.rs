@@ -233,9 +233,19 @@ impl Sender {
 
     /// Sends what is left, for at most as long. Returns where to, and what became of all spans.
     pub fn finish(mut self, most: Duration) -> (String, Sent) {
-        self.flush();
         let until = Instant::now() + most;
+        self.end(until);
+        self.wait(until)
+    }
+
+    /// Nothing more comes; what is left is sent until then. Several do that side by side.
+    pub fn end(&mut self, until: Instant) {
+        self.flush();
         self.queue.end(until);
+    }
+
+    /// Waits for the end of one that was told to.
+    pub fn wait(self, until: Instant) -> (String, Sent) {
         while !self.thread.is_finished() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }

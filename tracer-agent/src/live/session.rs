@@ -331,9 +331,15 @@ impl Session {
         let _ = epoll::wait(&self.alarm, &mut events[..], Some(&most));
     }
 
-    /// Takes the probes away, reads what is left and closes the books.
+    /// Takes the probes away, reads what is left, closes the books and sends what there is.
     pub fn finish(mut self, most: Duration) -> Result<Finished> {
         let until = Instant::now() + most;
+        self.close_books(until)?;
+        self.send_rest(until)
+    }
+
+    /// Takes the probes away and reads what is left: all that was counted is complete from then on.
+    pub fn close_books(&mut self, until: Instant) -> Result<()> {
         self.probes.detach();
         // Those Unix sockets that are gone by now.
         self.sockets.look(clock::monotonic(), true);
@@ -357,11 +363,17 @@ impl Session {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.outputs.finish_observing();
+        Ok(())
+    }
+
+    /// After the books are closed.
+    pub fn send_rest(mut self, until: Instant) -> Result<Finished> {
         let recorded = self.outputs.finish_recording();
         let filtered = self.outputs.filtered;
         let (summary, edges) = (self.outputs.summary.take(), self.outputs.edges.take());
-        let left = until.saturating_duration_since(Instant::now());
-        let sent = self.outputs.senders.into_iter().map(|sender| sender.finish(left)).collect();
+        // All at the same time: a receiver that takes nothing costs the others none of theirs.
+        self.outputs.senders.iter_mut().for_each(|sender| sender.end(until));
+        let sent = self.outputs.senders.into_iter().map(|sender| sender.wait(until)).collect();
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(500));
         let unprinted = self.outputs.printer.finish(left)?;
         Ok(Finished {
