@@ -56,6 +56,7 @@ fn a_signal_lets_everything_out_that_was_there() {
         let counted = receiver.points().metrics().sum("http.server.request.duration.count", &[]);
         assert_eq!(counted, 2000.0, "{}", ended.errors);
         assert!(ended.errors.contains("/v1/traces: 2000 spans sent, 0 dropped"), "{}", ended.errors);
+        assert!(ended.errors.contains(" points sent, 0 dropped"), "{}", ended.errors);
     }
 }
 

@@ -66,6 +66,8 @@ struct Counts {
 /// The same at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
+    /// What is counted, for people.
+    pub items: &'static str,
     pub sent: u64,
     pub dropped: u64,
     pub rejected: u64,
@@ -84,7 +86,7 @@ impl Sent {
 
 impl fmt::Display for Sent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} spans sent, {} dropped (queue full)", self.sent, self.dropped)?;
+        write!(f, "{} {} sent, {} dropped (queue full)", self.sent, self.items, self.dropped)?;
         let failed = self.refused + self.given_up + self.late;
         write!(f, ", {failed} failed, {} rejected", self.rejected)?;
         let reasons = [
@@ -161,6 +163,7 @@ impl Sender {
     pub fn sent(&self) -> Sent {
         let count = |count: &AtomicU64| count.load(Relaxed);
         let mut sent = Sent {
+            items: self.signal.items(),
             sent: count(&self.counts.sent),
             dropped: count(&self.counts.dropped),
             rejected: count(&self.counts.rejected),
