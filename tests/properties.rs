@@ -272,7 +272,7 @@ fn record(kind: usize, numbers: [u64; 4], payload: &[u8]) -> Vec<u8> {
             kind::CLOSED,
             a,
             1,
-            &Closed { header, cookie, positions: [b, c], bases: [a as u32, 0] },
+            &Closed { header, cookie, positions: [b, c], bases: [a as u32, 0], ..Default::default() },
             &[],
         ),
         2 => encode(

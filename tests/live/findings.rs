@@ -107,6 +107,7 @@ fn a_probe_that_is_refused_costs_what_it_is_for() {
         "tcp_destroy_sock",
         "tcp_receive_reset",
         "inet_sock_set_state",
+        "tcp_retransmit_skb",
         "sched_process_exit",
         "sched_process_fork",
         "sched_process_exec",

@@ -35,6 +35,8 @@ pub enum Record<'a> {
     Data(wire::Data, &'a [u8]),
     Ended(wire::Ended),
     Closed(wire::Closed),
+    Connect(wire::Connect),
+    Measured(wire::Measured),
     Shut(wire::Shut),
     Seed([u8; 32]),
     Clock {
@@ -100,7 +102,9 @@ impl<'a> Record<'a> {
                 Record::Data(data, payload)
             }
             kind::ENDED => Record::Ended(fields(bytes)?.0),
-            kind::CLOSED => Record::Closed(fields(bytes)?.0),
+            kind::CLOSED => Record::Closed(closed(bytes)?),
+            kind::CONNECT => Record::Connect(fields(bytes)?.0),
+            kind::MEASURED => Record::Measured(fields(bytes)?.0),
             kind::SHUT => Record::Shut(fields(bytes)?.0),
             kind::SEED => Record::Seed(fields::<wire::Seed>(bytes)?.0.seed),
             kind::CLOCK => Record::Clock { offset: fields::<wire::Clock>(bytes)?.0.offset },
@@ -135,6 +139,17 @@ fn counters(bytes: &[u8]) -> Result<wire::Counters, RecordError> {
 
 fn fields<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<(T, &[u8]), RecordError> {
     T::read_from_prefix(bytes).map_err(|_| RecordError::Short { want: size_of::<T>(), have: bytes.len() })
+}
+
+/// It has grown: older captures have the start of it.
+fn closed(bytes: &[u8]) -> Result<wire::Closed, RecordError> {
+    let mut whole = [0; size_of::<wire::Closed>()];
+    let have = bytes.len().min(whole.len());
+    if have < wire::Closed::SIZE_BEFORE {
+        return Err(RecordError::Short { want: wire::Closed::SIZE_BEFORE, have });
+    }
+    whole[..have].copy_from_slice(&bytes[..have]);
+    Ok(fields(&whole)?.0)
 }
 
 /// Bytes of a record that the agent writes: `value`'s header is completed.
@@ -276,5 +291,31 @@ impl<'a> Iterator for Reader<'a> {
         };
         self.offset += FRAME + length;
         Some(Ok(parsed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Captures of before it told of the way to the peer.
+    #[test]
+    fn an_end_without_what_was_measured_is_read() {
+        let closed = wire::Closed {
+            cookie: 7,
+            positions: [1, 2],
+            transit: wire::Transit { round_trip: 9, ..Default::default() },
+            ..Default::default()
+        };
+        let whole = encode(kind::CLOSED, 5, 1, &closed, &[]);
+        let mut old = whole[..wire::Closed::SIZE_BEFORE].to_vec();
+        old[8..12].copy_from_slice(&(wire::Closed::SIZE_BEFORE as u32).to_le_bytes());
+        for (bytes, measured) in [(&whole, 9), (&old, 0)] {
+            let Ok(Record::Closed(read)) = Record::parse(bytes) else { panic!("{:?}", Record::parse(bytes)) };
+            assert_eq!((read.cookie, read.positions, read.transit.round_trip), (7, [1, 2], measured));
+        }
+        old.pop();
+        old[8..12].copy_from_slice(&(wire::Closed::SIZE_BEFORE as u32 - 1).to_le_bytes());
+        assert!(matches!(Record::parse(&old), Err(RecordError::Short { .. })));
     }
 }

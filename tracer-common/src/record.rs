@@ -19,6 +19,8 @@ pub mod kind {
     pub const CHOSEN: u16 = 9;
     pub const UNDECIDED: u16 = 10;
     pub const OPENED_UNIX: u16 = 11;
+    pub const CONNECT: u16 = 12;
+    pub const MEASURED: u16 = 13;
 
     /// First record of a capture: what the ids are made from.
     pub const SEED: u16 = 32;
@@ -81,7 +83,8 @@ pub struct Opened {
     pub peer_port: u16,
     /// The sequence number of each direction's first byte: the same pair at both ends.
     pub bases: [u32; 2],
-    pub padding_end: u32,
+    /// [`Transit::retransmits`] until then; 0 in captures of before this was told.
+    pub retransmits: u32,
     /// IPv4 in the first four bytes.
     pub local_address: [u8; 16],
     pub peer_address: [u8; 16],
@@ -219,6 +222,60 @@ pub struct Closed {
     /// By direction, where the last call ended.
     pub positions: [u64; 2],
     pub bases: [u32; 2],
+    /// As it was last; not in captures of before this was told.
+    pub transit: Transit,
+}
+
+impl Closed {
+    /// Its size before it had a [`Transit`].
+    pub const SIZE_BEFORE: usize = 56;
+}
+
+/// What the kernel measured of the way to the peer. All 0 where nothing is known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Transit {
+    /// Smoothed time of a round trip, and its mean deviation, in microseconds (`tcpi_rtt`, `tcpi_rttvar`).
+    pub round_trip: u32,
+    pub deviation: u32,
+    /// Segments that were sent again since the connection began (`tcpi_total_retrans`).
+    pub retransmits: u32,
+    pub padding: u32,
+}
+
+/// [`kind::MEASURED`]: of a connection that goes on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Measured {
+    pub header: Header,
+    pub cookie: u64,
+    pub transit: Transit,
+}
+
+/// A chosen process asked for a connection, and it is there or will not be ([`kind::CONNECT`]).
+/// `Header::pid` and `thread` are those that asked, `time` is when it was decided.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Connect {
+    pub header: Header,
+    /// Of the connection that came of it; 0 if none did.
+    pub cookie: u64,
+    /// When it was asked for.
+    pub began: u64,
+    pub network_namespace: u32,
+    /// Why there is none (errno). 0 where there is one, and where the process itself gave up.
+    pub error: u32,
+    pub family: u16,
+    /// 0 if there was no port to be had.
+    pub local_port: u16,
+    pub peer_port: u16,
+    /// 1 if there is a connection.
+    pub established: u8,
+    pub padding: u8,
+    pub transit: Transit,
+    /// IPv4 in the first four bytes.
+    pub local_address: [u8; 16],
+    pub peer_address: [u8; 16],
 }
 
 /// [`kind::SEED`]
@@ -302,7 +359,9 @@ const _: () = assert!(size_of::<Process>() == 48);
 const _: () = assert!(size_of::<Opened>() == 88);
 const _: () = assert!(size_of::<Data>() == 72);
 const _: () = assert!(size_of::<Ended>() == 64);
-const _: () = assert!(size_of::<Closed>() == 56);
+const _: () = assert!(size_of::<Closed>() == Closed::SIZE_BEFORE + size_of::<Transit>());
+const _: () = assert!(size_of::<Measured>() == 48);
+const _: () = assert!(size_of::<Connect>() == 104);
 const _: () = assert!(size_of::<Shut>() == 64);
 const _: () = assert!(size_of::<OpenedUnix>() == 168);
 const _: () = assert!(size_of::<Before>() == 40);

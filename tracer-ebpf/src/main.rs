@@ -1,6 +1,7 @@
 //! The probes. They know sockets, threads and bytes; what the bytes mean is decided in user space.
 //!
 //! - `socket`: bytes moved on a socket, and its end (entry points)
+//! - `connect`: connections that are asked for, and how they fare (entry points)
 //! - `tcp`: where the directions of a connection stand; `identity`: what it is called
 //! - `process`: fork, exec and exit of processes, and moves between cgroups (entry points)
 //! - `select`: who is chosen
@@ -12,6 +13,7 @@
 #![no_std]
 #![no_main]
 
+mod connect;
 mod emit;
 mod file;
 mod frames;

@@ -1,6 +1,7 @@
 //! What is shared with the agent.
 
 use crate::{
+    connect::Connecting,
     emit::{Outgoing, PIECES_FEW, Piece},
     memory::{BY_ADDRESS, constant},
     syscall::Ended,
@@ -52,6 +53,10 @@ pub(crate) static MESSAGES: HashMap<u64, Messages> = HashMap::with_max_entries(8
 /// Connections with a record, by socket cookie.
 #[map]
 pub(crate) static CONNECTIONS: LruHashMap<u64, ConnectionState> = LruHashMap::with_max_entries(131_072, 0);
+
+/// Connects that are under way, by the place of the socket.
+#[map]
+pub(crate) static CONNECTING: LruHashMap<u64, Connecting> = LruHashMap::with_max_entries(8192, 0);
 
 /// By the place of a socket what its connection is called, where the kernel does not tell; the agent sets
 /// the size.

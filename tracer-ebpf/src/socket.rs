@@ -9,11 +9,11 @@ use tracer_common::{
     connection::{
         AF_INET6, AF_UNIX, COUNTED_START, ConnectionState, Direction, QUIET_CALL_MIN, Role, ignored,
     },
-    record::{Closed, Data, Ended, Header, Opened, OpenedUnix, Shut, kind, omitted},
+    record::{Closed, Data, Ended, Header, Opened, OpenedUnix, Shut, Transit, kind, omitted},
 };
 
 use crate::{
-    emit, identity,
+    connect, emit, identity,
     maps::{self, CONNECTIONS, FRAMES, QUIET, count},
     memory::{Object, Typed, Untyped, copy_kernel, read_kernel},
     offset, process, select, syscall,
@@ -82,16 +82,16 @@ pub fn raw_tcp_destroy_sock(context: RawTracePointContext) -> i32 {
     destroyed(Untyped(context.arg(0)))
 }
 
-/// (sock, old, new): which side ended the connection first, in any process, also in none; and who
-/// listens.
+/// (sock, old, new): which side ended the connection first, in any process, also in none; what became of
+/// connects; and who listens.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn inet_sock_set_state(context: BtfTracePointContext) -> i32 {
-    state_changed(Typed(context.arg(0)), context.arg(2))
+    state_changed(Typed(context.arg(0)), context.arg(1), context.arg(2))
 }
 
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn raw_inet_sock_set_state(context: RawTracePointContext) -> i32 {
-    state_changed(Untyped(context.arg(0)), context.arg(2))
+    state_changed(Untyped(context.arg(0)), context.arg(1), context.arg(2))
 }
 
 /// (sock): the peer has reset the connection.
@@ -170,23 +170,32 @@ fn destroyed<S: Socket>(socket: S) -> i32 {
     if state.framed != 0 {
         let _ = FRAMES.remove(&cookie);
     }
-    // What the socket says now is no evidence: a disconnect has moved its numbers on.
+    let transit = socket.tcp().map_or(Transit::default(), |tcp| tcp.transit());
+    // What the socket says now of positions is no evidence: a disconnect has moved its numbers on.
     emit::fixed(|record: &mut Closed| {
         *record = Closed {
             header: emit::header::<Closed>(kind::CLOSED),
             cookie,
             positions: state.positions,
             bases: state.bases,
+            transit,
         };
     });
     0
 }
 
 #[inline(always)]
-fn state_changed<S: Socket>(socket: S, new: i32) -> i32 {
+fn state_changed<S: Socket>(socket: S, old: i32, new: i32) -> i32 {
+    if old == TCP_SYN_SENT {
+        connect::ended(socket, new);
+    }
     match new {
         // Nothing is known yet of a connection that begins; bytes can move before it is established.
-        TCP_SYN_SENT | TCP_SYN_RECV => identity::forget(socket),
+        TCP_SYN_SENT => {
+            identity::forget(socket);
+            connect::began(socket);
+        }
+        TCP_SYN_RECV => identity::forget(socket),
         TCP_FIN_WAIT1 | TCP_LAST_ACK => shut(socket, Direction::Sent, false),
         TCP_CLOSE_WAIT => shut(socket, Direction::Received, false),
         TCP_LISTEN => process::listens(socket.load(offset!(SOCK_LOCAL_PORT))),
@@ -434,7 +443,7 @@ fn kept(cookie: u64) -> Option<&'static mut ConnectionState> {
 /// Tells the agent of a connection.
 #[inline(always)]
 fn announce<S: Socket>(socket: S, tcp: &Tcp<S>, cookie: u64, state: &mut ConnectionState) {
-    tcp.settle(state);
+    let retransmits = tcp.settle(state);
     let (role, bases, settled) = (state.role, state.bases, state.settled);
     let family: u16 = socket.load(offset!(SOCK_FAMILY));
     let net: u64 = socket.copy(offset!(SOCK_NET));
@@ -449,7 +458,7 @@ fn announce<S: Socket>(socket: S, tcp: &Tcp<S>, cookie: u64, state: &mut Connect
             local_port: socket.load(offset!(SOCK_LOCAL_PORT)),
             peer_port: u16::from_be(socket.load(offset!(SOCK_PEER_PORT))),
             bases,
-            padding_end: 0,
+            retransmits,
             local_address: [0; 16],
             peer_address: [0; 16],
         };

@@ -1,7 +1,10 @@
 //! TCP as the kernel keeps it: where the two directions of a connection stand.
 
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_skc_to_tcp_sock};
-use tracer_common::connection::{AF_INET, AF_INET6, ConnectionState, Role};
+use tracer_common::{
+    connection::{AF_INET, AF_INET6, ConnectionState, Role},
+    record::Transit,
+};
 
 use crate::{
     memory::{Object, Typed, Untyped},
@@ -123,10 +126,27 @@ impl<O: Object> Tcp<O> {
         flags & SOCK_DONE != 0 && copied == self.0.load::<u32>(offset!(TCP_RCV_NXT))
     }
 
-    /// Finds out who opened the connection, and the sequence numbers of its first bytes: from numbers that belong
-    /// together, or else from the last that were seen.
+    /// What the kernel measured of the way to the peer; it keeps eighths and quarters.
     #[inline(always)]
-    pub(crate) fn settle(&self, state: &mut ConnectionState) {
+    pub(crate) fn transit(&self) -> Transit {
+        Transit {
+            round_trip: self.0.load::<u32>(offset!(TCP_ROUND_TRIP)) >> 3,
+            deviation: self.0.load::<u32>(offset!(TCP_DEVIATION)) >> 2,
+            retransmits: self.0.load(offset!(TCP_RETRANSMITS)),
+            padding: 0,
+        }
+    }
+
+    /// It outlives the use of the port.
+    #[inline(always)]
+    pub(crate) fn local_port(&self) -> u16 {
+        u16::from_be(self.0.load(offset!(TCP_LOCAL_PORT)))
+    }
+
+    /// Finds out who opened the connection, and the sequence numbers of its first bytes: from numbers that belong
+    /// together, or else from the last that were seen. Returns how many segments were sent again.
+    #[inline(always)]
+    pub(crate) fn settle(&self, state: &mut ConnectionState) -> u32 {
         let mut look = Look { socket: self.0.address(), certain: 0, sums: Sums::default() };
         // SAFETY: the callback takes (index, argument) as the helper asks.
         unsafe {
@@ -142,6 +162,7 @@ impl<O: Object> Tcp<O> {
             sums.next.wrapping_sub(sums.received as u32),
         ];
         state.settled = look.certain & (state.role != Role::Unknown as u32) as u32;
+        sums.retransmits
     }
 }
 
@@ -172,6 +193,9 @@ struct Sums {
     received: u64,
     sent: u64,
     again: u64,
+    /// Segments that were sent again: of no matter for where it began.
+    retransmits: u32,
+    padding: u32,
 }
 
 /// Returns 1 to end the loop.
@@ -203,6 +227,8 @@ impl Sums {
             received: socket.load(offset!(TCP_BYTES_RECEIVED)),
             sent: socket.load(offset!(TCP_BYTES_SENT)),
             again: socket.load(offset!(TCP_BYTES_RETRANS)),
+            retransmits: socket.load(offset!(TCP_RETRANSMITS)),
+            padding: 0,
         }
     }
 

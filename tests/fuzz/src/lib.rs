@@ -203,7 +203,7 @@ fn one(what: u8, connection: u8, payload: &[u8], time: u64, positions: &mut [[u6
         }
         2 => {
             let positions = positions[index];
-            encode(kind::CLOSED, time, 1, &Closed { header, cookie, positions, bases: [0; 2] }, &[])
+            encode(kind::CLOSED, time, 1, &Closed { header, cookie, positions, ..Default::default() }, &[])
         }
         3 => {
             let result = -(i32::from(connection >> 3) * 4);

@@ -713,7 +713,12 @@ impl<'a> World<'a> {
                 })
             };
             self.record(connection, end, 0, ending);
-            self.record(connection, end, 0, Wire::Closed(Closed { header, cookie, positions, bases }));
+            self.record(
+                connection,
+                end,
+                0,
+                Wire::Closed(Closed { header, cookie, positions, bases, ..Default::default() }),
+            );
         }
     }
 

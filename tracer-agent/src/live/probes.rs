@@ -90,7 +90,7 @@ pub struct Follower {
 }
 
 /// In the order in which they are attached.
-pub const FOLLOWERS: [Follower; 7] = [
+pub const FOLLOWERS: [Follower; 8] = [
     Follower {
         tracepoint: "tcp_destroy_sock",
         without: "connections are not seen to end: what is open then is told at the end",
@@ -103,7 +103,13 @@ pub const FOLLOWERS: [Follower; 7] = [
     },
     Follower {
         tracepoint: "inet_sock_set_state",
-        without: "who ended a connection first is not known, and processes that begin to listen are not chosen",
+        without: "who ended a connection first is not known, processes that begin to listen are not chosen, and \
+                  connects are not counted",
+        only_for: None,
+    },
+    Follower {
+        tracepoint: "tcp_retransmit_skb",
+        without: "what was sent again is known when a connection is over, and not of which request",
         only_for: None,
     },
     Follower {
