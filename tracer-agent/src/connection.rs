@@ -46,6 +46,18 @@ pub struct Address {
     pub port: u16,
 }
 
+impl Address {
+    /// IPv4 is in the first four bytes.
+    pub fn of(family: u16, bytes: [u8; 16], port: u16) -> Self {
+        let ip: IpAddr = if family == AF_INET6 {
+            Ipv6Addr::from(bytes).to_canonical()
+        } else {
+            Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
+        };
+        Self { ip: format_smolstr!("{ip}"), port }
+    }
+}
+
 impl Place {
     fn peer(&self) -> Text {
         match self {
@@ -61,17 +73,9 @@ impl Place {
 
 impl Ends {
     pub fn of(opened: &Opened) -> Self {
-        let address = |bytes: [u8; 16], port: u16| {
-            let ip: IpAddr = if opened.family == AF_INET6 {
-                Ipv6Addr::from(bytes).to_canonical()
-            } else {
-                Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
-            };
-            Address { ip: format_smolstr!("{ip}"), port }
-        };
         let place = Place::Tcp {
-            local: address(opened.local_address, opened.local_port),
-            peer: address(opened.peer_address, opened.peer_port),
+            local: Address::of(opened.family, opened.local_address, opened.local_port),
+            peer: Address::of(opened.family, opened.peer_address, opened.peer_port),
         };
         Self { peer: place.peer(), place, role: Role::from_wire(opened.role), common: OnceCell::new() }
     }

@@ -48,6 +48,8 @@ pub struct Exchange {
     pub messages: Option<Box<[Messages; 2]>>,
     /// The protocol's word for why one side gave it up.
     pub error: Option<Text>,
+    /// Segments of the request that were sent again, if no other exchange was open then.
+    pub retransmits: u32,
 }
 
 /// Messages within the content of one side.
@@ -261,6 +263,14 @@ impl Exchanges {
         self.open.iter().map(|(_, progress)| (&*progress.exchange, progress.ended[Side::Response.index()]))
     }
 
+    /// The one that is open, if it is the only one.
+    pub fn only(&mut self) -> Option<&mut Exchange> {
+        match self.open.make_contiguous() {
+            [(_, progress)] => Some(&mut progress.exchange),
+            _ => None,
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
@@ -305,6 +315,7 @@ impl Progress {
                 cut: [false; 2],
                 messages: None,
                 error: None,
+                retransmits: 0,
             }),
         }
     }

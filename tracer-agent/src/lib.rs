@@ -1,6 +1,7 @@
 //! From records of what the kernel moved to spans, in the order of the data:
 //!
 //! - [`capture`]: records, and the file that holds them
+//! - [`tcp`]: how connections came to be, and how they fare
 //! - [`connection`]: both directions of a connection in order, with gaps
 //! - [`protocol`]: what the bytes mean; one file a protocol; [`propagation`]: what requests say of their trace
 //! - [`exchange`]: requests with their responses
@@ -52,3 +53,4 @@ pub mod span;
 pub mod stats;
 pub mod stitch;
 pub mod summary;
+pub mod tcp;

@@ -11,7 +11,7 @@ use std::{
 
 use tracer_common::{
     connection::{Direction, Role},
-    record::{Closed, Data, Ended, Opened, OpenedUnix, Shut},
+    record::{Closed, Connect, Data, Ended, Measured, Opened, OpenedUnix, Shut},
 };
 
 use self::tracked::{CONNECTION_COST, CONNECTION_HELD_MAX, Run, State, Tracked};
@@ -23,6 +23,7 @@ use crate::{
     span::{Span, Spans},
     stats::{Bucket, Ledger, Tally},
     stitch::{Habits, Parents, Stitch},
+    tcp::{self, Facts},
 };
 
 /// How long a hole is waited for: records of two CPUs come out of order by less.
@@ -103,6 +104,7 @@ pub struct Pipeline {
     /// Room for what a session finds, kept.
     events: Vec<Event>,
     quiet: VecDeque<Quiet>,
+    facts: Facts,
     open: Vec<OpenExchange>,
     finished: bool,
     /// What connections that are over came to, of processes that are not.
@@ -159,6 +161,8 @@ impl Pipeline {
             Record::Ended(ended) => self.handle_ended(ended),
             Record::Closed(closed) => self.handle_closed(closed),
             Record::Shut(shut) => self.handle_shut(shut),
+            Record::Connect(connect) => self.handle_connect(connect),
+            Record::Measured(measured) => self.handle_measured(measured),
             Record::Seed(seed) => self.stitch.set_seed(*seed),
             Record::Clock { offset } => self.spans.set_clock(*offset),
             Record::Tick { now } => self.handle_timeout(*now),
@@ -203,6 +207,11 @@ impl Pipeline {
     /// What the probes may leave out from here on. Nothing depends on whether they do.
     pub fn poll_quiet(&mut self) -> Option<Quiet> {
         self.quiet.pop_front()
+    }
+
+    /// What TCP says of connections. Who does not ask misses the oldest.
+    pub fn poll_fact(&mut self) -> Option<tcp::Fact> {
+        self.facts.poll()
     }
 
     pub fn ledger(&self) -> &Ledger {
@@ -293,6 +302,7 @@ impl Pipeline {
     }
 
     fn handle_opened(&mut self, opened: &Opened) {
+        let begun = self.facts.take_begun(opened.cookie);
         self.with(opened.cookie, |tracked, run| {
             tracked.connection.open(opened);
             if let Some(ends) = &mut tracked.connection.ends
@@ -302,6 +312,8 @@ impl Pipeline {
             {
                 ends.role = Role::Server;
             }
+            tracked.begin_tcp(begun);
+            tracked.hear_retransmits(opened.retransmits, run);
         });
     }
 
@@ -395,11 +407,26 @@ impl Pipeline {
         });
     }
 
+    fn handle_connect(&mut self, connect: &Connect) {
+        let resource = self.processes.resource(connect.header.pid);
+        self.facts.handle_connect(connect, resource, self.spans.wall(connect.header.time));
+    }
+
+    fn handle_measured(&mut self, measured: &Measured) {
+        self.with_known(measured.cookie, |tracked, run| {
+            tracked.hear_retransmits(measured.transit.retransmits, run);
+        });
+    }
+
     fn handle_closed(&mut self, closed: &Closed) {
         if closed.positions.iter().any(|position| *position > POSITION_MAX) {
             return self.handle_damage();
         }
-        self.with_known(closed.cookie, |tracked, run| tracked.close(Some(closed), run));
+        self.with_known(closed.cookie, |tracked, run| {
+            tracked.hear_retransmits(closed.transit.retransmits, run);
+            tracked.close(Some(closed), run);
+            tracked.hear_round_trip(&closed.transit, run);
+        });
         self.forget(closed.cookie);
     }
 
@@ -471,6 +498,7 @@ impl Pipeline {
             processes: &mut self.processes,
             spans: &mut self.spans,
             stitch: &mut self.stitch,
+            facts: &mut self.facts,
             events: &mut self.events,
             open: &mut self.open,
             shown: self.limits.shown,

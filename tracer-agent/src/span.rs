@@ -211,6 +211,9 @@ impl Spans {
             };
             attributes.push(Attribute::word("tracer.partial", sides));
         }
+        if exchange.retransmits > 0 {
+            attributes.push(Attribute::number("tracer.tcp.retransmits", exchange.retransmits));
+        }
         let moment = |name, time, attributes| Moment { name, time: self.wall(time), attributes };
         let messages = if exchange.messages.is_some() { 4 } else { 0 };
         let mut events = Vec::with_capacity(exchange.interim.len() + 2 + messages);

@@ -5,6 +5,8 @@ use tracer_common::{
     record::Closed,
 };
 
+mod facts;
+
 use super::{Coverage, Hush, OpenExchange};
 use crate::{
     connection::{
@@ -18,6 +20,7 @@ use crate::{
     span::Spans,
     stats::{self, Bucket, Ledger, Tally, Verdict},
     stitch::{Alone, Begin, End, Stitch},
+    tcp::{Begun, Facts},
 };
 
 /// Bytes that one connection may hold.
@@ -56,6 +59,9 @@ pub(super) struct Tracked {
     pub(super) clue: Option<&'static str>,
     /// It was open before anything was seen of it.
     pub(super) joined: bool,
+    /// How it came to be, for its first request; and how many segments were sent again, as last heard.
+    begun: Option<Begun>,
+    retransmits: Option<u32>,
 }
 
 pub(super) enum State {
@@ -98,6 +104,7 @@ pub(super) struct Run<'a> {
     pub(super) processes: &'a mut Processes,
     pub(super) spans: &'a mut Spans,
     pub(super) stitch: &'a mut Stitch,
+    pub(super) facts: &'a mut Facts,
     pub(super) events: &'a mut Vec<Event>,
     pub(super) open: &'a mut Vec<OpenExchange>,
     pub(super) shown: Shown,
@@ -348,6 +355,9 @@ impl Tracked {
             // Exports make no spans.
             Change::Began(exchange) if exchange.request.noise == Some(Noise::Export) => {}
             Change::Began(exchange) => {
+                if let Some(begun) = self.begun.take().filter(|_| spoken.requests == Direction::Sent) {
+                    begun.describe(&mut exchange.attributes);
+                }
                 let shared = matches!(&self.state, State::Speaking(speaking) if speaking.session.is_shared());
                 let head = &exchange.request;
                 exchange.number = run.stitch.begin(&Begin {
