@@ -13,10 +13,13 @@
 //! - What was not on the wire (a status, a method) is no attribute of the series.
 //! - There are bounds ([`Options`]). Beyond them spans are counted in one series for each metric and service,
 //!   with the one attribute `otel.metric.overflow`; beyond the number of services, of the service `_OTHER`.
+//! - Connections ([`crate::tcp`]) have series of their own, with bounds of their own: none of them takes the place
+//!   of a request's.
 //! - A series that has not changed for [`Options::stale`] goes, with all its numbers. If it comes again, it
 //!   starts at 0 with a later start, after a time in which it was not there: nobody sees it go backwards.
 
 mod collection;
+mod connections;
 mod exponential;
 mod family;
 mod group;
@@ -37,7 +40,7 @@ pub use self::{
     service::Service,
 };
 use self::{
-    group::{Counted, Group, Groups, Measured},
+    group::{Class, Counted, Group, Groups, Measured},
     key::{Key, limited},
     service::Services,
 };
@@ -98,8 +101,8 @@ pub struct Metrics {
     groups: Groups,
     services: Services,
     series: BTreeMap<Key, Series>,
-    /// How many of them are no overflow.
-    own: usize,
+    /// How many of them are no overflow, by class.
+    own: [usize; Class::COUNT],
     /// Room for the key of a span, kept.
     key: Key,
     /// The latest time that was told.
@@ -120,6 +123,7 @@ enum Numbers {
     /// In the order of the group's instruments.
     Histograms(Box<[Histogram]>),
     Level(i64),
+    Count(u64),
 }
 
 impl Metrics {
@@ -129,7 +133,7 @@ impl Metrics {
             groups: Groups::new(options.sizes),
             services: Services::new(options.services_max),
             series: BTreeMap::new(),
-            own: 0,
+            own: [0; Class::COUNT],
             key: Key::default(),
             now: 0,
             overflowed: 0,
@@ -204,12 +208,13 @@ impl Metrics {
             return;
         }
         self.expired += (before - self.series.len()) as u64;
-        self.own = 0;
+        self.own = [0; Class::COUNT];
         self.services.forget_series();
         for key in self.series.keys() {
-            let server = self.groups[key.group].server;
-            self.services.keep(key.service, server.map(|server| key.server(server)), key.overflow);
-            self.own += usize::from(!key.overflow);
+            let group = &self.groups[key.group];
+            let (server, class) = (group.server, group.counted.class());
+            self.services.keep(key.service, class, server.map(|server| key.server(server)), key.overflow);
+            self.own[class as usize] += usize::from(!key.overflow);
         }
         self.services.drop_unused();
     }
@@ -278,15 +283,21 @@ impl Metrics {
         if let (Some(at), Some(stream)) = (group.stream, span.view.stream) {
             self.key.values[at] = Some(Value::Text(Text::new_static(stream)));
         }
-        if let Some(server) = group.server {
-            let known = self.services.knows_server(self.key.service, self.key.server(server));
-            let room = || self.services.servers(self.key.service) < self.options.servers_max;
-            if !known && (!admit || !room()) {
-                self.key.values[server[0]] = Some(Value::Text(OTHER));
-                self.key.values[server[1]] = None;
-            }
-        }
+        self.bound_server(place, admit);
         self.key.seal();
+    }
+
+    /// A server that is beyond the bound is one of the rest.
+    fn bound_server(&mut self, place: usize, admit: bool) {
+        let group = &self.groups[place];
+        let Some(server) = group.server else { return };
+        let (service, class) = (self.key.service, group.counted.class());
+        let known = self.services.knows_server(service, class, self.key.server(server));
+        let room = || self.services.servers(service, class) < self.options.servers_max;
+        if !known && (!admit || !room()) {
+            self.key.values[server[0]] = Some(Value::Text(OTHER));
+            self.key.values[server[1]] = None;
+        }
     }
 
     /// Changes the series of the key, which may have to be made.
@@ -295,7 +306,7 @@ impl Metrics {
         if !self.series.contains_key(&self.key) && !self.has_room() {
             self.key.overflow(&self.groups);
         }
-        let is_span = self.groups[self.key.group].counted != Counted::Active;
+        let is_span = matches!(self.groups[self.key.group].counted, Counted::Calls | Counted::Streams);
         self.overflowed += u64::from(self.key.overflow && is_span);
         if let Some(series) = self.series.get_mut(&self.key) {
             series.updated = series.updated.max(time);
@@ -304,19 +315,22 @@ impl Metrics {
         let group = &self.groups[self.key.group];
         let mut series = Series { start: time, updated: time, numbers: group.numbers(self.options) };
         change(&mut series);
+        let class = group.counted.class();
         self.services.keep(
             self.key.service,
+            class,
             group.server.map(|server| self.key.server(server)),
             self.key.overflow,
         );
-        self.own += usize::from(!self.key.overflow);
+        self.own[class as usize] += usize::from(!self.key.overflow);
         self.series.insert(self.key.clone(), series);
     }
 
     fn has_room(&self) -> bool {
+        let class = self.groups[self.key.group].counted.class();
         !Services::is_others(self.key.service)
-            && self.own < self.options.series_max
-            && self.services.series(self.key.service) < self.options.service_series_max
+            && self.own[class as usize] < self.options.series_max
+            && self.services.series(self.key.service, class) < self.options.service_series_max
     }
 }
 
@@ -324,7 +338,8 @@ impl Group {
     fn numbers(&self, options: Options) -> Numbers {
         match self.counted {
             Counted::Active => Numbers::Level(0),
-            Counted::Calls | Counted::Streams => {
+            Counted::Connects | Counted::Retransmits => Numbers::Count(0),
+            Counted::Calls | Counted::Streams | Counted::ConnectTimes | Counted::RoundTrips => {
                 let histogram =
                     |Measured { bounds, unit, .. }: &_| Histogram::new(bounds, *unit, options.exponential);
                 Numbers::Histograms(self.instruments.iter().map(histogram).collect())
@@ -341,7 +356,7 @@ impl Series {
     fn held(&self) -> usize {
         match &self.numbers {
             Numbers::Histograms(histograms) => histograms.iter().map(Histogram::held).sum(),
-            Numbers::Level(_) => 0,
+            Numbers::Level(_) | Numbers::Count(_) => 0,
         }
     }
 }

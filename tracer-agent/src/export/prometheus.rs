@@ -117,13 +117,18 @@ impl Page {
         let kind = match first.data {
             Data::Histogram(_) => "histogram",
             Data::Level(_) => "gauge",
+            Data::Count(_) => "counter",
         };
-        self.head(&name, kind, &unit, metric.help);
+        match (kind, self.format) {
+            ("counter", Format::Classic) => self.head(&format!("{name}_total"), kind, &unit, metric.help),
+            _ => self.head(&name, kind, &unit, metric.help),
+        }
         for point in &metric.points {
             let labels = labels(point);
             match point.data {
                 Data::Histogram(histogram) => self.histogram(&name, &labels, histogram),
                 Data::Level(level) => put!(self, "{name}{{{labels}}} {level}"),
+                Data::Count(count) => put!(self, "{name}_total{{{labels}}} {count}"),
             }
         }
     }

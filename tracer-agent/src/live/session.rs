@@ -466,6 +466,11 @@ impl Session {
                 self.probes.quiet(&quiet);
             }
         }
+        while let Some(fact) = self.pipeline.poll_fact() {
+            if let Some(observer) = &mut self.outputs.observer {
+                observer.metrics.observe_connection(&fact);
+            }
+        }
         while let Some(span) = self.pipeline.poll_output() {
             if self.count.is_some_and(|count| self.spans >= count) {
                 // What belongs to a trace that is shown is shown with it.

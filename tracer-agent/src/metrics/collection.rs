@@ -31,6 +31,8 @@ pub enum Data<'a> {
     Histogram(&'a Histogram),
     /// It goes up and down.
     Level(i64),
+    /// It never gets smaller.
+    Count(u64),
 }
 
 pub(super) fn of(metrics: &Metrics) -> Vec<Metric<'_>> {
@@ -40,6 +42,7 @@ pub(super) fn of(metrics: &Metrics) -> Vec<Metric<'_>> {
         for (place, measured) in group.instruments.iter().enumerate() {
             let data = match &series.numbers {
                 Numbers::Level(level) => Data::Level(*level),
+                Numbers::Count(count) => Data::Count(*count),
                 Numbers::Histograms(histograms) if histograms[place].count() == 0 => continue,
                 Numbers::Histograms(histograms) => Data::Histogram(&histograms[place]),
             };

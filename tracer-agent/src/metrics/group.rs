@@ -2,6 +2,7 @@
 
 use std::ops::Index;
 
+use super::connections::{OUTCOME, SIDE};
 use crate::{
     protocol::{
         Kind,
@@ -16,6 +17,8 @@ pub enum Unit {
     Seconds,
     Bytes,
     Requests,
+    Connects,
+    Segments,
 }
 
 impl Unit {
@@ -25,6 +28,8 @@ impl Unit {
             Unit::Seconds => "s",
             Unit::Bytes => "By",
             Unit::Requests => "{request}",
+            Unit::Connects => "{connect}",
+            Unit::Segments => "{segment}",
         }
     }
 
@@ -32,7 +37,7 @@ impl Unit {
     pub fn tell(self, number: u128) -> f64 {
         match self {
             Unit::Seconds => number as f64 / 1e9,
-            Unit::Bytes | Unit::Requests => number as f64,
+            Unit::Bytes | Unit::Requests | Unit::Connects | Unit::Segments => number as f64,
         }
     }
 }
@@ -42,6 +47,32 @@ pub(super) enum Counted {
     Calls,
     Streams,
     Active,
+    Connects,
+    ConnectTimes,
+    RoundTrips,
+    Retransmits,
+}
+
+impl Counted {
+    pub(super) fn class(self) -> Class {
+        match self {
+            Counted::Calls | Counted::Streams | Counted::Active => Class::Requests,
+            Counted::Connects | Counted::ConnectTimes | Counted::RoundTrips | Counted::Retransmits => {
+                Class::Connections
+            }
+        }
+    }
+}
+
+/// Series that share their bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    Requests = 0,
+    Connections = 1,
+}
+
+impl Class {
+    pub(super) const COUNT: usize = 2;
 }
 
 /// Series that have the same attributes.
@@ -79,6 +110,7 @@ impl Groups {
                 groups.extend(Group::active(measure, kind, end));
             }
         }
+        groups.extend(CONNECTIONS.iter().map(Group::connections));
         for place in 0..groups.len() {
             let same = |group: &Group| group.names().eq(groups[place].names());
             groups[place].overflow = groups.iter().position(same).unwrap_or(place);
@@ -89,6 +121,10 @@ impl Groups {
     pub(super) fn of_span(&self, span: &Span) -> Option<usize> {
         let counted = if span.view.stream.is_some() { Counted::Streams } else { Counted::Calls };
         self.of(span.view.protocol, span.kind, counted)
+    }
+
+    pub(super) fn of_connections(&self, counted: Counted) -> Option<usize> {
+        self.0.iter().position(|group| group.counted == counted)
     }
 
     pub(super) fn of(&self, exchange: &str, kind: Kind, counted: Counted) -> Option<usize> {
@@ -113,7 +149,8 @@ impl Group {
         for instrument in end.sizes.into_iter().flatten().filter(|_| sizes) {
             instruments.push(Measured { instrument, unit: Unit::Bytes, bounds: SIZES });
         }
-        Self::new(measure, kind, Counted::Calls, end.attributes.to_vec(), instruments).with_route(end.route)
+        Self::new(measure.exchange, kind, Counted::Calls, end.attributes.to_vec(), instruments)
+            .with_route(end.route)
     }
 
     fn streams(measure: &Measure, kind: Kind, end: &End) -> Self {
@@ -130,17 +167,25 @@ impl Group {
         let mut attributes = end.attributes.to_vec();
         attributes.push(STREAM);
         let instruments = vec![Measured { instrument, unit: Unit::Seconds, bounds: STREAMS }];
-        Self::new(measure, kind, Counted::Streams, attributes, instruments).with_route(end.route)
+        Self::new(measure.exchange, kind, Counted::Streams, attributes, instruments).with_route(end.route)
     }
 
     fn active(measure: &Measure, kind: Kind, end: &End) -> Option<Self> {
         let active = end.active.as_ref()?;
         let measured = Measured { instrument: active.instrument, unit: Unit::Requests, bounds: &[] };
-        Some(Self::new(measure, kind, Counted::Active, active.attributes.to_vec(), vec![measured]))
+        Some(Self::new(measure.exchange, kind, Counted::Active, active.attributes.to_vec(), vec![measured]))
+    }
+
+    fn connections((counted, measured): &(Counted, Measured)) -> Self {
+        let mut attributes = vec![SIDE, "server.address", "server.port"];
+        if *counted == Counted::Connects {
+            attributes.push(OUTCOME);
+        }
+        Self::new("tcp", Kind::Client, *counted, attributes, vec![*measured])
     }
 
     fn new(
-        measure: &Measure,
+        exchange: &'static str,
         kind: Kind,
         counted: Counted,
         attributes: Vec<&'static str>,
@@ -148,7 +193,7 @@ impl Group {
     ) -> Self {
         let at = |key| attributes.iter().position(|attribute| *attribute == key);
         let server = at("server.address").zip(at("server.port")).map(|(address, port)| [address, port]);
-        let (exchange, stream) = (measure.exchange, at(STREAM));
+        let stream = at(STREAM);
         Self { exchange, kind, counted, stream, server, route: None, overflow: 0, attributes, instruments }
     }
 
@@ -161,6 +206,72 @@ impl Group {
         self
     }
 }
+
+/// What is told of connections.
+const CONNECTIONS: [(Counted, Measured); 4] = [
+    (
+        Counted::Connects,
+        Measured {
+            instrument: Instrument {
+                name: "tracer.tcp.connects",
+                help: "Connections that were asked for, by what came of it",
+            },
+            unit: Unit::Connects,
+            bounds: &[],
+        },
+    ),
+    (
+        Counted::ConnectTimes,
+        Measured {
+            instrument: Instrument {
+                name: "tracer.tcp.connect.duration",
+                help: "How long it took until there was a connection",
+            },
+            unit: Unit::Seconds,
+            bounds: NETWORK,
+        },
+    ),
+    (
+        Counted::RoundTrips,
+        Measured {
+            instrument: Instrument {
+                name: "tracer.tcp.rtt",
+                help: "The smoothed time of a round trip, of connections when they were over",
+            },
+            unit: Unit::Seconds,
+            bounds: NETWORK,
+        },
+    ),
+    (
+        Counted::Retransmits,
+        Measured {
+            instrument: Instrument { name: "tracer.tcp.retransmits", help: "Segments that were sent again" },
+            unit: Unit::Segments,
+            bounds: &[],
+        },
+    ),
+];
+
+/// Buckets of what the network takes, in nanoseconds: from 50 us to 10 s.
+const NETWORK: &[u64] = &[
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    10_000_000_000,
+];
 
 /// What kind of stream it is.
 const STREAM: &str = "tracer.stream";

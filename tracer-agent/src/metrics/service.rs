@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     OTHER,
+    group::Class,
     key::{TEXT_MAX, limited},
 };
 use crate::{
@@ -33,9 +34,16 @@ pub struct Service {
     pub job: String,
     /// With `job`, no other service has it.
     pub instance: String,
-    /// Series that are no overflow, and with them.
-    series: usize,
+    /// By class.
+    kept: [Kept; Class::COUNT],
+    /// Series, with those of the overflow.
     all: usize,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Series that are no overflow.
+    series: usize,
     /// What it is a client of.
     servers: BTreeSet<Server>,
 }
@@ -44,7 +52,8 @@ pub struct Service {
 impl Service {
     /// With the one that stands for the rest.
     pub(super) fn servers_known(&self) -> usize {
-        self.servers.iter().filter(|[address, _]| *address != Some(Value::Text(OTHER))).count()
+        let servers = self.kept.iter().flat_map(|kept| &kept.servers);
+        servers.filter(|[address, _]| *address != Some(Value::Text(OTHER))).count()
     }
 }
 
@@ -106,33 +115,40 @@ impl Services {
         id == OTHERS
     }
 
-    pub(super) fn series(&self, id: u32) -> usize {
-        self.get(id).series
+    pub(super) fn series(&self, id: u32, class: Class) -> usize {
+        self.get(id).kept[class as usize].series
     }
 
-    pub(super) fn servers(&self, id: u32) -> usize {
-        self.get(id).servers.len()
+    pub(super) fn servers(&self, id: u32, class: Class) -> usize {
+        self.get(id).kept[class as usize].servers.len()
     }
 
-    pub(super) fn knows_server(&self, id: u32, server: [Option<&Value>; 2]) -> bool {
-        self.get(id).servers.contains(&server.map(Option::<&Value>::cloned))
+    pub(super) fn knows_server(&self, id: u32, class: Class, server: [Option<&Value>; 2]) -> bool {
+        self.get(id).kept[class as usize].servers.contains(&server.map(Option::<&Value>::cloned))
     }
 
     /// A series of it is there.
-    pub(super) fn keep(&mut self, id: u32, server: Option<[Option<&Value>; 2]>, overflow: bool) {
+    pub(super) fn keep(
+        &mut self,
+        id: u32,
+        class: Class,
+        server: Option<[Option<&Value>; 2]>,
+        overflow: bool,
+    ) {
         let Some(service) = self.known.get_mut(&id) else { return };
         service.all += 1;
         if !overflow {
-            service.series += 1;
-            service.servers.extend(server.map(|server| server.map(Option::<&Value>::cloned)));
+            let kept = &mut service.kept[class as usize];
+            kept.series += 1;
+            kept.servers.extend(server.map(|server| server.map(Option::<&Value>::cloned)));
         }
     }
 
     /// Before all that are there are told again, see [`Self::keep`].
     pub(super) fn forget_series(&mut self) {
         for service in self.known.values_mut() {
-            (service.series, service.all) = (0, 0);
-            service.servers.clear();
+            service.all = 0;
+            service.kept = Default::default();
         }
     }
 
@@ -151,7 +167,7 @@ impl Services {
                 + 2 * service.attributes.capacity() * size_of::<Attribute>()
                 + service.job.len()
                 + service.instance.len()
-                + service.servers.len() * size_of::<Server>()
+                + service.kept.iter().map(|kept| kept.servers.len()).sum::<usize>() * size_of::<Server>()
         };
         let process = |(resource, _): &(Arc<Resource>, u32)| {
             size_of::<(u32, Arc<Resource>, u32)>()

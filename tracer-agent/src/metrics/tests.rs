@@ -65,6 +65,7 @@ fn counts(metrics: &Metrics) -> BTreeMap<String, u64> {
             let count = match point.data {
                 Data::Histogram(histogram) => histogram.count(),
                 Data::Level(level) => level as u64,
+                Data::Count(count) => count,
             };
             assert!(counts.insert(key, count).is_none(), "twice: {} {words:?}", metric.name);
         }
@@ -186,7 +187,7 @@ fn counters_never_go_backwards_while_they_are_shown() {
             }
             now += u64::from(1 + random.next_u32() % if round % 40 == 0 { 100 } else { 5 }) * SECOND;
             metrics.handle_timeout(now);
-            assert!(metrics.own <= 12);
+            assert!(metrics.own[0] <= 12);
             assert!(metrics.services.all().all(|service| service.servers_known() <= 2));
             let mut current = BTreeMap::new();
             for metric in metrics.collect() {
@@ -235,9 +236,9 @@ fn what_has_no_place_is_counted_in_one_series() {
     assert_eq!((metrics.overflowed(), metrics.series()), (70, 13));
     // After a while there is room again.
     metrics.handle_timeout(3_600 * SECOND);
-    assert_eq!((metrics.series(), metrics.own), (0, 0));
+    assert_eq!((metrics.series(), metrics.own[0]), (0, 0));
     metrics.observe(&span(&resource("service-3", 3), Kind::Server, 200, 3_600 * SECOND, 1), None);
-    assert_eq!((metrics.own, metrics.overflowed()), (1, 70));
+    assert_eq!((metrics.own[0], metrics.overflowed()), (1, 70));
 }
 
 /// Those of several protocols share the series of what has no place, where they share a metric.

@@ -98,16 +98,15 @@ fn of_service(points: &[(&Metric<'_>, &Point<'_>)]) -> ResourceMetrics {
 
 /// Points of one metric: all of them are of one kind.
 fn of_points(points: &[(&Metric<'_>, &Point<'_>)]) -> wire::Metric {
-    let (mut levels, mut histograms, mut exponentials) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut numbers, mut histograms, mut exponentials) = (Vec::new(), Vec::new(), Vec::new());
+    let mut is_monotonic = false;
     for (_, point) in points {
         match point.data {
-            Data::Level(level) => levels.push(NumberDataPoint {
-                attributes: attributes(point),
-                start_time_unix_nano: point.start,
-                time_unix_nano: point.time,
-                value: Some(number_data_point::Value::AsInt(level)),
-                ..Default::default()
-            }),
+            Data::Level(level) => numbers.push(of_number(point, level)),
+            Data::Count(count) => {
+                is_monotonic = true;
+                numbers.push(of_number(point, i64::try_from(count).unwrap_or(i64::MAX)));
+            }
             Data::Histogram(histogram) if histogram.exponential().is_some() => {
                 exponentials.extend(of_exponential(point, histogram));
             }
@@ -124,7 +123,7 @@ fn of_points(points: &[(&Metric<'_>, &Point<'_>)]) -> wire::Metric {
     } else if !histograms.is_empty() {
         metric::Data::Histogram(wire::Histogram { data_points: histograms, aggregation_temporality })
     } else {
-        metric::Data::Sum(wire::Sum { data_points: levels, aggregation_temporality, is_monotonic: false })
+        metric::Data::Sum(wire::Sum { data_points: numbers, aggregation_temporality, is_monotonic })
     };
     let (name, help, unit) =
         points.first().map_or(("", "", ""), |(metric, _)| (metric.name, metric.help, metric.unit.name()));
@@ -138,6 +137,16 @@ fn described(name: &str, help: &str, unit: &str, data: metric::Data) -> wire::Me
         unit: unit.to_owned(),
         metadata: Vec::new(),
         data: Some(data),
+    }
+}
+
+fn of_number(point: &Point<'_>, number: i64) -> NumberDataPoint {
+    NumberDataPoint {
+        attributes: attributes(point),
+        start_time_unix_nano: point.start,
+        time_unix_nano: point.time,
+        value: Some(number_data_point::Value::AsInt(number)),
+        ..Default::default()
     }
 }
 
