@@ -21,6 +21,8 @@ mod servers;
 mod shapes;
 #[path = "live/stitch.rs"]
 mod stitch;
+#[path = "live/tcp.rs"]
+mod tcp;
 
 use std::{
     collections::BTreeMap,
