@@ -14,7 +14,7 @@ use tracer_common::{
 use crate::{
     emit, identity,
     maps::{CONNECTING, CONNECTIONS},
-    memory::{Object, Typed, Untyped, read_kernel},
+    memory::{Typed, Untyped, read_kernel},
     offset, select,
     tcp::Socket,
 };
