@@ -6,9 +6,9 @@
 #![allow(clippy::disallowed_methods, reason = "it measures time, and waits for it to pass")]
 
 mod measure;
-mod process;
+pub(crate) mod process;
 mod server;
-mod sink;
+pub(crate) mod sink;
 mod table;
 
 use std::{path::PathBuf, process::Command};

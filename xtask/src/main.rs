@@ -7,6 +7,7 @@ mod fuzz;
 mod kernels;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +28,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Measure what tracing costs, here or in a VM where instructions are counted
     Bench(bench::Arguments),
+    /// Run the agent through a night in minutes: processes and connections that come and go, within its memory
+    Soak(soak::Arguments),
     /// Explore the entrances of bytes with a fuzzer, some minutes each
     Fuzz(fuzz::Arguments),
     /// Record tests/captures anew, and take the spans of it as they are; as root
@@ -52,6 +55,7 @@ fn run() -> anyhow::Result<()> {
         Task::Setup(arguments) => setup::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Soak(arguments) => soak::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Captures => captures::run(),
         Task::Test(arguments) => test::run(&arguments),

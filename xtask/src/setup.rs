@@ -16,7 +16,7 @@ const LINKER: &str = "0.13";
 const DEBIAN_RUST: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
 /// What the live tests run, and the package that has it.
-const TEST_PROGRAMS: [(&str, &str); 15] = [
+const TEST_PROGRAMS: [(&str, &str); 17] = [
     ("cc", "gcc"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
@@ -32,7 +32,15 @@ const TEST_PROGRAMS: [(&str, &str); 15] = [
     ("javac", "default-jdk-headless"),
     ("haproxy", "haproxy"),
     ("uwsgi", "uwsgi-core"),
+    ("hey", "hey"),
+    (PROMETHEUS, PROMETHEUS),
 ];
+
+/// Its package starts a service too.
+const PROMETHEUS: &str = "prometheus";
+
+/// What the soak looks at the probes' maps with.
+const SOAK_PROGRAMS: [(&str, &str); 1] = [("bpftool", "bpftool")];
 
 /// What the benchmark runs besides.
 const BENCH_PROGRAMS: [(&str, &str); 4] = [
@@ -119,8 +127,17 @@ pub(crate) fn install_bench_programs() -> Result<()> {
     install_programs(&BENCH_PROGRAMS)
 }
 
+pub(crate) fn install_soak_programs() -> Result<()> {
+    install_programs(&SOAK_PROGRAMS)
+}
+
 fn install_test_programs() -> Result<()> {
+    let is_new = !is_installed(PROMETHEUS);
     install_programs(&TEST_PROGRAMS)?;
+    if is_new && works("systemctl", &["is-active", "--quiet", PROMETHEUS]) {
+        println!("setup: the service that came with {PROMETHEUS} is ended: the tests start their own");
+        execute(as_root(&[], "systemctl").args(["disable", "--now", PROMETHEUS]))?;
+    }
     if output("sh", &["-c", "ls /usr/lib/uwsgi/plugins/python3*"]).is_none() {
         install_packages(&[UWSGI_PYTHON])?;
     }

@@ -57,7 +57,7 @@ fn a_prometheus_has_the_numbers_of_the_log() {
     let address = format!("127.0.0.1:{}", free_port());
     let log = fs::File::create(folder.path("prometheus.log")).expect("a file");
     let _prometheus = Process::start(
-        Command::new("/usr/bin/prometheus")
+        Command::new("prometheus")
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", folder.path("data").display()))
             .arg(format!("--web.listen-address={address}"))
@@ -116,7 +116,7 @@ fn unchunked(text: &str) -> String {
 }
 
 fn check_with_promtool(text: &str) {
-    let mut tool = Command::new("/usr/bin/promtool");
+    let mut tool = Command::new("promtool");
     tool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut tool = tool.spawn().expect("promtool");
     tool.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads");

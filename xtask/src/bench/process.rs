@@ -17,24 +17,24 @@ use nix::{
 };
 
 /// A process that ends with its owner.
-pub(super) struct Process(pub(super) Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Process {
-    pub(super) fn start(command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let child = command.stdin(Stdio::null()).spawn();
         Ok(Self(child.with_context(|| format!("{} cannot be run", command.get_program().display()))?))
     }
 
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.0.id()
     }
 
-    pub(super) fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.0.id() as i32)
     }
 
     /// Waits for its end. Returns what it has cost; it has to succeed.
-    pub(super) fn finish(mut self) -> Result<u64> {
+    pub(crate) fn finish(mut self) -> Result<u64> {
         // Its clock stays readable until somebody has waited for it.
         waitid(Id::Pid(self.pid()), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
         let cost = cost_of(self.id())?;
@@ -45,7 +45,7 @@ impl Process {
         Ok(cost)
     }
 
-    pub(super) fn interrupt(&self) -> Result<()> {
+    pub(crate) fn interrupt(&self) -> Result<()> {
         Ok(kill(self.pid(), Signal::SIGINT)?)
     }
 }
@@ -65,33 +65,33 @@ impl Drop for Process {
 }
 
 /// Nanoseconds of processor time of all threads of a process, in the kernel too.
-pub(super) fn cost_of(process: u32) -> Result<u64> {
+pub(crate) fn cost_of(process: u32) -> Result<u64> {
     let clock = nix::time::clock_getcpuclockid(Pid::from_raw(process as i32))?;
     let time = clock_gettime(clock)?;
     Ok(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
 /// A process and its children.
-pub(super) fn family(process: u32) -> Vec<u32> {
+pub(crate) fn family(process: u32) -> Vec<u32> {
     let path = format!("/proc/{process}/task/{process}/children");
     let children = std::fs::read_to_string(path).unwrap_or_default();
     let children = children.split_whitespace().filter_map(|child| child.parse().ok());
     std::iter::once(process).chain(children).collect()
 }
 
-pub(super) fn cost_of_family(process: u32) -> Result<u64> {
+pub(crate) fn cost_of_family(process: u32) -> Result<u64> {
     family(process).into_iter().map(cost_of).sum()
 }
 
 /// A line of `/proc/PID/status`, in KiB.
-pub(super) fn memory(process: u32, key: &str) -> Result<u64> {
+pub(crate) fn memory(process: u32, key: &str) -> Result<u64> {
     let status = std::fs::read_to_string(Path::new("/proc").join(process.to_string()).join("status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no such line")
 }
 
 /// Asks again and again until it is so.
-pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(60);
     while !holds() {
         if Instant::now() >= until {
