@@ -68,8 +68,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let folder = Folder::new()?;
     let sink = Sink::start()?;
-    let agent = Agent::start(&programs, &folder.0, arguments.memory, &sink.url)?;
-    let churn = Churn::start(&programs, arguments.rate, arguments.connections, arguments.processes)?;
+    // A name that nobody else has: it is what the agent chooses by.
+    let name = format!("churn-{}", std::process::id());
+    let load = folder.0.join(&name);
+    std::fs::copy(programs.join("churn"), &load).context("the load's program")?;
+    let agent = Agent::start(&programs, &folder.0, &name, arguments.memory, &sink.url)?;
+    let churn = Churn::start(&load, arguments.rate, arguments.connections, arguments.processes)?;
     let samples = watch(arguments, &agent, &churn)?;
     let done = churn.finish().context("the load")?;
     agent.come_to_rest(&done)?;

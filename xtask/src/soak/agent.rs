@@ -51,11 +51,18 @@ impl fmt::Display for Ended {
 }
 
 impl Agent {
-    pub(super) fn start(programs: &Path, folder: &Path, memory: u64, receiver: &str) -> Result<Self> {
+    /// `name`: of the processes that it traces.
+    pub(super) fn start(
+        programs: &Path,
+        folder: &Path,
+        name: &str,
+        memory: u64,
+        receiver: &str,
+    ) -> Result<Self> {
         let config = folder.join("config.yaml");
         // All of it has something to do: the sampler, the routes, the queue.
         let text = format!(
-            "select: {{ include: [ {{ command: churn }} ] }}\n\
+            "select: {{ include: [ {{ command: {name} }} ] }}\n\
              sampling: {{ share: 0.05 }}\n\
              export: {{ otlp: [ {{ url: '{receiver}', interval: 10s }} ] }}\n\
              budgets: {{ memory: {memory} }}\n\

@@ -61,19 +61,18 @@ impl fmt::Display for Done {
 }
 
 impl Churn {
-    pub(super) fn start(programs: &Path, rate: u64, connections: u64, processes: u64) -> Result<Self> {
-        let program = programs.join("churn");
-        let mut server = Process::start(Command::new(&program).arg("serve").stdout(Stdio::piped()))?;
+    pub(super) fn start(program: &Path, rate: u64, connections: u64, processes: u64) -> Result<Self> {
+        let mut server = Process::start(Command::new(program).arg("serve").stdout(Stdio::piped()))?;
         let mut line = String::new();
         let mut out = BufReader::new(server.0.stdout.take().context("no pipe")?);
         out.read_line(&mut line)?;
         server.0.stdout = Some(out.into_inner());
         let ports = line.trim().strip_prefix("listening on ").context("the server says no ports")?.to_owned();
         let rates = [rate, connections / 60].map(|rate| rate.to_string());
-        let mut load = Command::new(&program);
+        let mut load = Command::new(program);
         let load = Process::start(load.args(["load", &ports]).args(rates).stdout(Stdio::piped()))?;
         let pairs = Arc::new(Pairs::default());
-        let (theirs, program) = (pairs.clone(), program.clone());
+        let (theirs, program) = (pairs.clone(), program.to_owned());
         let thread = std::thread::spawn(move || {
             if let Err(error) = theirs.go_on(&program, processes)
                 && let Ok(mut wrong) = theirs.wrong.lock()
