@@ -133,7 +133,8 @@ impl Coverage {
 impl Pipeline {
     pub fn new(limits: Limits) -> Self {
         let stitch = Stitch::new(limits.parents, limits.memory / STITCH_SHARE);
-        Self { limits, stitch, ..Self::default() }
+        let processes = Processes::new(limits.memory);
+        Self { limits, stitch, processes, ..Self::default() }
     }
 
     pub fn handle_record(&mut self, record: &Record<'_>) {

@@ -16,11 +16,17 @@ pub const HOST: u32 = 0;
 /// More processes than these are not kept, ended or not: the oldest go.
 const KNOWN_MAX: usize = 32768;
 
-/// Processes that have ended are kept for spans that come later, up to this many.
+/// Processes that have ended are kept for spans that come later, up to this many, or as many as fit into an eighth
+/// of the memory.
 const ENDED_MAX: usize = 4096;
+const ENDED_SHARE: usize = 8;
 
-#[derive(Debug, Default)]
+/// What is known of one with its resource, in bytes, about.
+const COST: usize = 2048;
+
+#[derive(Debug)]
 pub struct Processes {
+    ended_max: usize,
     known: BTreeMap<u32, Process>,
     /// In the order in which they were first told of: numbers are used again, so each with its life.
     order: VecDeque<(u32, u64)>,
@@ -40,7 +46,24 @@ struct Process {
     life: u64,
 }
 
+impl Default for Processes {
+    fn default() -> Self {
+        Self::new(usize::MAX)
+    }
+}
+
 impl Processes {
+    /// `memory`: bytes of which a part is for those that have ended.
+    pub fn new(memory: usize) -> Self {
+        Self {
+            ended_max: (memory / ENDED_SHARE / COST).clamp(64, ENDED_MAX),
+            known: BTreeMap::new(),
+            order: VecDeque::new(),
+            ended: VecDeque::new(),
+            lives: 0,
+        }
+    }
+
     pub fn handle_life(&mut self, life: Life, wire: &Wire) {
         let id = wire.header.pid;
         let command = text(&wire.command);
@@ -71,7 +94,7 @@ impl Processes {
                 process.ended = Some(wire.header.time);
                 process.life = number;
                 self.ended.push_back((id, number));
-                if self.ended.len() > ENDED_MAX
+                if self.ended.len() > self.ended_max
                     && let Some((oldest, life)) = self.ended.pop_front()
                     && self
                         .known
@@ -222,6 +245,19 @@ mod tests {
         }
         assert!(processes.knows(1) && processes.known.len() <= 1001 + 1);
         assert!(processes.order.len() <= 2 * KNOWN_MAX + 1 && processes.ended.len() <= ENDED_MAX);
+    }
+
+    #[test]
+    fn as_many_that_have_ended_are_kept_as_fit() {
+        for (memory, most) in [(0, 64), (8 << 20, 512), (1 << 30, ENDED_MAX)] {
+            let mut processes = Processes::new(memory);
+            for id in 1..=5000 {
+                tell(&mut processes, Life::Chosen, id, 0);
+                tell(&mut processes, Life::Exited, id, 0);
+            }
+            assert_eq!((processes.known.len(), processes.ended.len()), (most, most));
+            assert!(processes.knows(5000) && !processes.knows(5000 - most as u32));
+        }
     }
 
     #[test]
