@@ -17,7 +17,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracer_agent::{
     budget::Budget,
-    config::Config,
+    config::{Budgets, Config, Export},
     live::{
         clock, cost,
         load::{Probes, Wanted},
@@ -292,6 +292,8 @@ impl Agent {
             metrics: self.config.metrics.clone(),
             serve: self.config.serve.clone(),
             log: self.config.log.clone(),
+            budgets: Budgets { memory: self.config.budgets.memory, ..config.budgets },
+            export: Export { print: self.config.export.print, ..config.export },
             ..config
         };
         Ok(())
