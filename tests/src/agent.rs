@@ -3,29 +3,24 @@
 use std::{
     collections::BTreeMap,
     fmt, fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::TcpStream,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    thread::JoinHandle,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::process::{Folder, Process, capture, program, wait_for};
+use crate::process::{Errors, Folder, Process, capture, program, wait_for};
 
 /// An agent that runs.
 pub struct Agent {
     process: Process,
-    errors: Arc<Mutex<String>>,
-    reader: Option<JoinHandle<()>>,
+    errors: Errors,
     /// Where it answers.
     pub address: String,
     pub config: PathBuf,
@@ -94,16 +89,8 @@ impl Agent {
         }
         let printed = fs::File::create(&out).expect("a file");
         let mut process = Process::start(command.stdin(Stdio::null()).stdout(printed).stderr(Stdio::piped()));
-        let errors = Arc::new(Mutex::new(String::new()));
-        let theirs = errors.clone();
-        let mut pipe = BufReader::new(process.take_errors());
-        let reader = std::thread::spawn(move || {
-            let mut line = String::new();
-            while pipe.read_line(&mut line).is_ok_and(|length| length > 0) {
-                theirs.lock().expect("no panic there").push_str(&std::mem::take(&mut line));
-            }
-        });
-        let mut agent = Self { process, errors, reader: Some(reader), address: String::new(), config, out };
+        let errors = Errors::of(&mut process);
+        let mut agent = Self { process, errors, address: String::new(), config, out };
         let named = named_address(text);
         agent.address = wait_for("the agent to start", || {
             let said = agent.said();
@@ -126,7 +113,7 @@ impl Agent {
     }
 
     pub fn said(&self) -> String {
-        self.errors.lock().expect("no panic there").clone()
+        self.errors.said()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -206,7 +193,7 @@ impl Agent {
 
     pub fn wait(mut self) -> Ended {
         let status = self.process.wait();
-        self.reader.take().expect("once").join().expect("the reader ends with the pipe");
+        self.errors.finish();
         let printed = fs::read_to_string(&self.out).expect("what was printed");
         Ended { spans: spans(&printed), printed, errors: self.said(), status }
     }

@@ -113,11 +113,6 @@ impl Process {
         self.0.try_wait().expect("a child can be waited for").is_some()
     }
 
-    /// What it says on standard error, if that is a pipe.
-    pub fn take_errors(&mut self) -> std::process::ChildStderr {
-        self.0.stderr.take().expect("a pipe")
-    }
-
     pub fn wait(&mut self) -> ExitStatus {
         wait_for("a process to end", || self.0.try_wait().expect("a child can be waited for"))
     }
@@ -296,10 +291,40 @@ pub fn client(address: &str, mode: &str, count: usize, first: usize, kinds: &str
 /// A tracer that runs.
 pub struct Tracer {
     process: Process,
-    errors: Arc<Mutex<String>>,
-    reader: Option<JoinHandle<()>>,
+    errors: Errors,
     _folder: Folder,
     out: PathBuf,
+}
+
+/// What a process says on standard error, while it runs and when it has ended.
+pub struct Errors {
+    said: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Errors {
+    /// It was started with a pipe for them.
+    pub fn of(process: &mut Process) -> Self {
+        let said = Arc::new(Mutex::new(String::new()));
+        let theirs = said.clone();
+        let mut pipe = BufReader::new(process.0.stderr.take().expect("a pipe"));
+        let reader = std::thread::spawn(move || {
+            let mut line = String::new();
+            while pipe.read_line(&mut line).is_ok_and(|length| length > 0) {
+                theirs.lock().expect("no panic there").push_str(&std::mem::take(&mut line));
+            }
+        });
+        Self { said, reader: Some(reader) }
+    }
+
+    pub fn said(&self) -> String {
+        self.said.lock().expect("no panic there").clone()
+    }
+
+    /// Waits for the last word of a process that has ended.
+    pub fn finish(&mut self) {
+        self.reader.take().expect("once").join().expect("the reader ends with the pipe");
+    }
 }
 
 /// What a tracer said.
@@ -327,16 +352,8 @@ impl Tracer {
         }
         command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start(command.stdin(Stdio::null()).stderr(Stdio::piped()));
-        let errors = Arc::new(Mutex::new(String::new()));
-        let theirs = errors.clone();
-        let mut pipe = BufReader::new(process.0.stderr.take().expect("a pipe"));
-        let reader = std::thread::spawn(move || {
-            let mut line = String::new();
-            while pipe.read_line(&mut line).is_ok_and(|length| length > 0) {
-                theirs.lock().expect("no panic there").push_str(&std::mem::take(&mut line));
-            }
-        });
-        let mut tracer = Self { process, errors, reader: Some(reader), _folder: folder, out };
+        let errors = Errors::of(&mut process);
+        let mut tracer = Self { process, errors, _folder: folder, out };
         wait_for("the tracer to start", || {
             let ready = tracer.said().lines().any(|line| line.starts_with("tracing "));
             let ended = tracer.process.0.try_wait().expect("a child").is_some();
@@ -359,7 +376,7 @@ impl Tracer {
     }
 
     pub fn said(&self) -> String {
-        self.errors.lock().expect("no panic there").clone()
+        self.errors.said()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -404,7 +421,7 @@ impl Tracer {
     /// Waits until it ends by itself.
     pub fn wait(mut self) -> Traced {
         let status = self.process.wait();
-        self.reader.take().expect("once").join().expect("the reader ends with the pipe");
+        self.errors.finish();
         let mut text = String::new();
         fs::File::open(&self.out).expect("the spans").read_to_string(&mut text).expect("text");
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();

@@ -9,7 +9,7 @@
 use std::{
     future::Future,
     io::Result,
-    process::{Command, Stdio},
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -20,6 +20,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    process::Command,
     signal::unix::{SignalKind, signal},
     sync::Semaphore,
     task::JoinSet,
@@ -189,21 +190,12 @@ async fn load(ports: &[u16], rate: u64, connections: u64) -> Result<()> {
 async fn brief(requests: &str) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let port = listener.local_addr()?.port().to_string();
-    let mut client = Command::new(std::env::current_exe()?);
-    let mut client = client.args(["ask", &port, requests]).stdout(Stdio::piped()).spawn()?;
     tokio::spawn(accept(listener));
-    let status = loop {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-        if let Some(status) = client.try_wait()? {
-            break status;
-        }
-    };
-    let mut said = String::new();
-    if let Some(mut out) = client.stdout.take() {
-        std::io::Read::read_to_string(&mut out, &mut said)?;
-    }
-    println!("served {} {}", SERVED.load(Relaxed), said.trim());
-    if status.success() { Ok(()) } else { Err(std::io::Error::other("the client failed")) }
+    let mut client = Command::new(std::env::current_exe()?);
+    let client =
+        client.args(["ask", &port, requests]).stdout(Stdio::piped()).spawn()?.wait_with_output().await?;
+    println!("served {} {}", SERVED.load(Relaxed), String::from_utf8_lossy(&client.stdout).trim());
+    if client.status.success() { Ok(()) } else { Err(std::io::Error::other("the client failed")) }
 }
 
 async fn ask(port: u16, requests: u64) -> Result<()> {

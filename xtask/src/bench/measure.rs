@@ -5,7 +5,6 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -13,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     Arguments,
-    process::{Process, cost_of, cost_of_family, memory, wait_until},
+    process::{Process, Said, cost_of, cost_of_family, memory, wait_until},
     server::{ALL, Kind, Server},
     sink::Sink,
     table::{self, Row},
@@ -122,7 +121,7 @@ fn number_before(ledger: &str, word: &str) -> Result<f64> {
 
 struct Tracer {
     process: Process,
-    said: Arc<Mutex<String>>,
+    said: Said,
 }
 
 impl Tracer {
@@ -134,23 +133,12 @@ impl Tracer {
             .args(kind.options())
             .stderr(Stdio::piped());
         let mut process = Process::start(&mut command)?;
-        let said = Arc::new(Mutex::new(String::new()));
-        let (theirs, pipe) = (said.clone(), process.0.stderr.take().context("no pipe")?);
-        std::thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                if let Ok(mut said) = theirs.lock() {
-                    said.push_str(&line);
-                    said.push('\n');
-                }
-            }
-        });
+        let said = Said::of(&mut process)?;
         let tracer = Self { process, said };
-        wait_until("the tracer to start", || tracer.said().lines().any(|line| line.starts_with("tracing ")))?;
+        wait_until("the tracer to start", || {
+            tracer.said.text().lines().any(|line| line.starts_with("tracing "))
+        })?;
         Ok(tracer)
-    }
-
-    fn said(&self) -> String {
-        self.said.lock().map(|said| said.clone()).unwrap_or_default()
     }
 
     fn cost(&self) -> Result<u64> {
@@ -159,8 +147,8 @@ impl Tracer {
 
     fn finish(self) -> Result<String> {
         self.process.interrupt()?;
-        wait_until("the tracer's ledger", || self.said().contains("ledger:"))?;
-        let said = self.said();
+        wait_until("the tracer's ledger", || self.said.text().contains("ledger:"))?;
+        let said = self.said.text();
         said.lines().find(|line| line.starts_with("ledger:")).map(str::to_owned).context("no ledger")
     }
 }

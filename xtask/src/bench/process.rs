@@ -1,8 +1,10 @@
 //! Processes and what they cost.
 
 use std::{
+    io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -61,6 +63,30 @@ impl Drop for Process {
             let _ = self.0.kill();
             let _ = self.0.wait();
         }
+    }
+}
+
+/// What a process says on standard error, as it comes.
+pub(crate) struct Said(Arc<Mutex<String>>);
+
+impl Said {
+    /// It was started with a pipe for it.
+    pub(crate) fn of(process: &mut Process) -> Result<Self> {
+        let said = Arc::new(Mutex::new(String::new()));
+        let (theirs, pipe) = (said.clone(), process.0.stderr.take().context("no pipe")?);
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                if let Ok(mut said) = theirs.lock() {
+                    said.push_str(&line);
+                    said.push('\n');
+                }
+            }
+        });
+        Ok(Self(said))
+    }
+
+    pub(crate) fn text(&self) -> String {
+        self.0.lock().map(|said| said.clone()).unwrap_or_default()
     }
 }
 

@@ -3,11 +3,10 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::TcpStream,
     path::Path,
     process::{Command, Stdio},
-    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -15,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 
 use super::churn::Done;
-use crate::bench::process::{Process, wait_until};
+use crate::bench::process::{Process, Said, wait_until};
 
 pub(super) const SERVER: &str = "http_server_request_duration_seconds_count";
 pub(super) const CLIENT: &str = "http_client_request_duration_seconds_count";
@@ -26,7 +25,7 @@ const REST: usize = 5;
 pub(super) struct Agent {
     process: Process,
     address: String,
-    said: Arc<Mutex<String>>,
+    said: Said,
 }
 
 /// Each family of `/metrics` as one number: the sum of its series.
@@ -72,32 +71,19 @@ impl Agent {
         let mut command = Command::new(programs.join("tracer"));
         let mut process =
             Process::start(command.arg("run").arg("--config").arg(&config).stderr(Stdio::piped()))?;
-        let said = Arc::new(Mutex::new(String::new()));
-        let (theirs, pipe) = (said.clone(), process.0.stderr.take().context("no pipe")?);
-        std::thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                if let Ok(mut said) = theirs.lock() {
-                    said.push_str(&line);
-                    said.push('\n');
-                }
-            }
-        });
+        let said = Said::of(&mut process)?;
         let mut agent = Self { process, address: String::new(), said };
         let address = |said: &str| -> Option<String> {
             Some(said.split("answers on http://").nth(1)?.lines().next()?.to_owned())
         };
-        wait_until("the agent to start", || address(&agent.said()).is_some())
-            .with_context(|| agent.said())?;
-        agent.address = address(&agent.said()).context("no address")?;
+        wait_until("the agent to start", || address(&agent.said.text()).is_some())
+            .with_context(|| agent.said.text())?;
+        agent.address = address(&agent.said.text()).context("no address")?;
         Ok(agent)
     }
 
     pub(super) fn id(&self) -> u32 {
         self.process.id()
-    }
-
-    fn said(&self) -> String {
-        self.said.lock().map(|said| said.clone()).unwrap_or_default()
     }
 
     pub(super) fn page(&self) -> Result<Page> {
@@ -139,8 +125,8 @@ impl Agent {
     pub(super) fn finish(mut self) -> Result<Ended> {
         kill(self.process.pid(), Signal::SIGTERM)?;
         let status = self.process.0.wait()?;
-        wait_until("the agent's ledger", || self.said().contains("ledger:"))?;
-        let said = self.said();
+        wait_until("the agent's ledger", || self.said.text().contains("ledger:"))?;
+        let said = self.said.text();
         let ledger = said.lines().find(|line| line.contains("ledger:")).context("no ledger")?;
         let ledger = ledger.split_once("ledger:").map_or(ledger, |(_, rest)| rest);
         Ok(Ended { ledger: format!("ledger:{ledger}"), code: status.code() })
