@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
+use tracer_common::config::RULES_MAX;
 
 pub use self::value::{
     Address, Header, List, Pattern, Percent, Period, ProtocolName, RoutePattern, Secret, Share, Size,
@@ -374,8 +375,8 @@ impl Config {
     /// What no key can tell alone.
     fn check(&self, text: &str) -> Result<(), Wrong> {
         let rules = self.select.include.len() + self.select.exclude.len();
-        if rules > tracer_common::config::RULES_MAX {
-            return Err(at(text, "select", format!("{rules} rules, and room for 32")));
+        if rules > RULES_MAX {
+            return Err(at(text, "select", format!("{rules} rules, and room for {RULES_MAX}")));
         }
         for (key, rules) in [("include", &self.select.include), ("exclude", &self.select.exclude)] {
             if rules.contains(&Rule::default()) {

@@ -277,15 +277,11 @@ impl Pipeline {
         carried
     }
 
-    /// Exchanges that are under way: called for each with its process, its end and the name of its protocol.
-    pub fn each_open(&self, mut tell: impl FnMut(u32, Kind, &RequestHead)) {
+    /// Exchanges that are under way: called for each with its process, its end and its request.
+    pub fn each_open(&self, mut tell: impl FnMut(u32, Kind, &Arc<RequestHead>)) {
         for tracked in self.connections.values() {
             tracked.each_open(&mut tell);
         }
-    }
-
-    pub fn connections(&self) -> usize {
-        self.connections.len()
     }
 
     /// What is told of exchanges from here on.

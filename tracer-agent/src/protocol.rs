@@ -12,6 +12,7 @@ pub mod measure;
 
 use std::{
     cmp::Ordering,
+    collections::BTreeSet,
     hash::{Hash, Hasher},
     sync::{
         Arc, OnceLock,
@@ -33,6 +34,11 @@ use crate::{
 
 /// All protocols, in the order in which they are asked.
 pub const PROTOCOLS: &[&dyn Protocol] = &[&http1::Http1, &http2::Http2];
+
+/// The names of all exchanges, each once.
+pub fn exchanges() -> BTreeSet<&'static str> {
+    PROTOCOLS.iter().flat_map(|protocol| protocol.exchanges().iter().copied()).collect()
+}
 
 pub trait Protocol: Sync {
     /// The name in metrics and documents: that of what connections speak.

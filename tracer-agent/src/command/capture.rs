@@ -274,12 +274,8 @@ pub(crate) fn check_place() -> Result<(), Failure> {
 
 /// What the kernel refused, once, and how bytes are seen if not in the best way.
 pub(crate) fn tell_how(probes: &Probes) {
-    for refused in &probes.refused {
-        let cost = if refused.without.is_empty() { "another way is taken" } else { refused.without };
-        tell!("probe {}: {}; {cost}", refused.tracepoint, refused.reason);
-    }
-    if let Some(lacks) = probes.capture.lacks() {
-        tell!("capture: {} ({}): {lacks}", probes.capture, probes.capture.told());
+    for line in probes.shortcomings() {
+        tell!("{line}");
     }
 }
 
@@ -347,9 +343,12 @@ pub(crate) struct Signals {
     hang_up: Signal,
 }
 
-enum Asked {
+/// What a signal asks for.
+pub(crate) enum Asked {
     Interrupt,
     Terminate,
+    /// The terminal is gone; to a service it says that it should read its configuration again.
+    HangUp,
 }
 
 impl Signals {
@@ -361,11 +360,14 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Asked {
+    /// What was asked for meanwhile, if anything.
+    pub(crate) async fn poll(&mut self) -> Option<Asked> {
         tokio::select! {
-            _ = self.interrupt.recv() => Asked::Interrupt,
-            _ = self.terminate.recv() => Asked::Terminate,
-            _ = self.hang_up.recv() => Asked::Terminate,
+            biased;
+            _ = self.interrupt.recv() => Some(Asked::Interrupt),
+            _ = self.terminate.recv() => Some(Asked::Terminate),
+            _ = self.hang_up.recv() => Some(Asked::HangUp),
+            () = std::future::ready(()) => None,
         }
     }
 }
@@ -414,12 +416,7 @@ pub(crate) async fn watch(
             stop(session, command).await?;
             return Ok(None);
         }
-        let asked = tokio::select! {
-            biased;
-            asked = signals.next() => Some(asked),
-            () = std::future::ready(()) => None,
-        };
-        match asked {
+        match signals.poll().await {
             None => {}
             // The terminal has sent it to the command too: it may want to end in its own way.
             Some(Asked::Interrupt) if command.is_some() && !interrupted => interrupted = true,

@@ -9,7 +9,7 @@ use tracer_agent::{
     filter::{Filter, StatusPattern, glob},
     live::select::{Selection, Wish},
     propagation::CORRELATION,
-    protocol::{PROTOCOLS, is_token},
+    protocol::{exchanges, is_token},
     stitch::Parents,
 };
 
@@ -89,7 +89,7 @@ pub(crate) struct FilterArguments {
     peer_ports: Vec<u16>,
 
     /// Exchanges of this protocol, whichever version of HTTP carries it; calls of gRPC are no http here
-    #[arg(long = "protocol", value_name = "NAME", value_parser = PossibleValuesParser::new(names()))]
+    #[arg(long = "protocol", value_name = "NAME", value_parser = PossibleValuesParser::new(exchanges()))]
     protocols: Vec<String>,
 
     /// Without the requests by which machines look whether a service is well (kubelet, load balancers)
@@ -150,11 +150,6 @@ fn header(name: &str) -> Result<String, String> {
         return Err(format!("`{name}` says something else than which request it is"));
     }
     Ok(name)
-}
-
-fn names() -> impl Iterator<Item = &'static str> {
-    let names = PROTOCOLS.iter().flat_map(|protocol| protocol.exchanges().iter().copied());
-    names.collect::<std::collections::BTreeSet<_>>().into_iter()
 }
 
 impl FilterArguments {

@@ -30,7 +30,7 @@ enum Action {
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     match &arguments.action {
         Action::Check { file } => {
-            let (_, config) = read(file)?;
+            let config = parse(file, &read(file)?)?;
             let plan = Plan::new(&config).with_context(|| file.display().to_string()).or_exit(Exit::Usage)?;
             say(&format!("{}: right; it selects {}", file.display(), plan.selected()));
             for missing in plan.missing() {
@@ -43,16 +43,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(Exit::Fine)
 }
 
-/// The text of the file, and what it says.
-pub(crate) fn read(path: &Path) -> Result<(String, Config), Failure> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("{} cannot be read", path.display()))
-        .or_exit(Exit::Usage)?;
-    let config = Config::parse(&text)
+pub(crate) fn read(path: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(path);
+    text.with_context(|| format!("{} cannot be read", path.display())).or_exit(Exit::Usage)
+}
+
+/// What the text of the file says.
+pub(crate) fn parse(path: &Path, text: &str) -> Result<Config, Failure> {
+    Config::parse(text)
         .map_err(|wrong| match wrong.line {
             0 => anyhow!("{}: {}", path.display(), wrong.what),
             line => anyhow!("{}:{line}:{}: {}", path.display(), wrong.column, wrong.what),
         })
-        .or_exit(Exit::Usage)?;
-    Ok((text, config))
+        .or_exit(Exit::Usage)
 }

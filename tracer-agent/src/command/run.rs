@@ -6,7 +6,6 @@ mod log;
 mod plan;
 
 use std::{
-    collections::BTreeMap,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -14,7 +13,6 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracer_agent::{
     budget::Budget,
     config::{Budgets, Config, Export},
@@ -36,7 +34,11 @@ use tracer_common::config::{SHED_PARTS, Shed};
 
 pub(crate) use self::plan::Plan;
 use self::{answers::Agent, plan::Exporters};
-use super::{Exit, Failure, OrExit, capture, config};
+use super::{
+    Exit, Failure, OrExit,
+    capture::{self, Asked, Signals},
+    config,
+};
 
 /// After a signal everything is written and sent within this time.
 const FLUSH: Duration = Duration::from_millis(4500);
@@ -60,7 +62,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let (text, config) = config::read(&arguments.config)?;
+    let text = config::read(&arguments.config)?;
+    let config = config::parse(&arguments.config, &text)?;
     log::start(&config.log);
     let plan =
         Plan::new(&config).with_context(|| arguments.config.display().to_string()).or_exit(Exit::Usage)?;
@@ -83,12 +86,8 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
         all: true,
     };
     let probes = Probes::load(&wanted, &plan.selection)?;
-    for refused in &probes.0.refused {
-        let cost = if refused.without.is_empty() { "another way is taken" } else { refused.without };
-        tracing::warn!("probe {}: {}; {cost}", refused.tracepoint, refused.reason);
-    }
-    if let Some(lacks) = probes.0.capture.lacks() {
-        tracing::warn!("capture: {} ({}): {lacks}", probes.0.capture, probes.0.capture.told());
+    for line in probes.0.shortcomings() {
+        tracing::warn!("{line}");
     }
     if let Err(error) = privileges::drop_most(false) {
         tracing::warn!("privileges that are not needed any more are kept: {error:#}");
@@ -120,15 +119,8 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
     tracing::info!("answers on http://{}", server.address);
     tell_manager(&[NotifyState::Ready]);
     let budget = config.budgets.cpu.map(|cpu| Budget::new(cpu.cores()));
-    let mut agent = Agent {
-        config,
-        began: capture::now(),
-        reloads: [0; 2],
-        refused: None,
-        exporters,
-        sent: BTreeMap::new(),
-        budget,
-    };
+    let mut agent =
+        Agent { config, began: capture::now(), reloads: [0; 2], refused: None, exporters, budget };
     let mut file = File { path: arguments.config.clone(), text, looked: capture::now() };
     loop {
         session.turn()?;
@@ -141,14 +133,9 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
         }
         agent.send_metrics(&mut session);
         agent.keep_budget(&mut session);
-        let asked = tokio::select! {
-            biased;
-            asked = signals.next() => Some(asked),
-            () = std::future::ready(()) => None,
-        };
-        let reload = match asked {
-            Some(Asked::End) => break,
-            Some(Asked::Reload) => true,
+        let reload = match signals.poll().await {
+            Some(Asked::Interrupt | Asked::Terminate) => break,
+            Some(Asked::HangUp) => true,
             None => {
                 file.is_due() && {
                     tell_manager_alive();
@@ -232,15 +219,12 @@ impl Agent {
 
     /// A file that is wrong changes nothing.
     fn reload(&mut self, file: &mut File, session: &mut Session) {
-        // Told once: the same text is not looked at again.
-        if let Ok(text) = std::fs::read_to_string(&file.path) {
+        let changed = config::read(&file.path).and_then(|text| {
+            // Told once: the same text is not looked at again.
             file.text = text;
-        }
-        let changed = config::read(&file.path).and_then(|(text, config)| {
-            file.text = text;
+            let config = config::parse(&file.path, &file.text)?;
             let plan = Plan::new(&config).or_exit(Exit::Usage)?;
-            self.change(config, plan, session)?;
-            Ok(())
+            self.change(config, plan, session)
         });
         match changed {
             Ok(()) => {
@@ -305,36 +289,6 @@ fn report(finished: &Finished) {
         tracing::info!("otlp: {url}: {sent}");
     }
     tracing::info!("{}", finished.pipeline.ledger());
-}
-
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-}
-
-/// What a signal says.
-enum Asked {
-    End,
-    Reload,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Asked {
-        tokio::select! {
-            _ = self.interrupt.recv() => Asked::End,
-            _ = self.terminate.recv() => Asked::End,
-            _ = self.hang_up.recv() => Asked::Reload,
-        }
-    }
 }
 
 /// Where nobody manages services nothing is told.

@@ -13,7 +13,7 @@ use serde::{
 
 use crate::{
     filter,
-    protocol::{PROTOCOLS, is_token},
+    protocol::{exchanges, is_token},
 };
 
 /// `30s`, `500ms`, `2m`, `1h`; a number alone is seconds.
@@ -85,7 +85,7 @@ read_from_text! {
     Pattern, { "type": ["string", "number"], "minLength": 1, "examples": ["nginx", "python*"] };
     Percent, { "type": "string", "pattern": "^[0-9.]+(%|m)?$", "examples": ["10%", "100m"] };
     Period, { "type": ["string", "number"], "pattern": "^[0-9.]+(ms|s|m|h)?$", "examples": ["30s", "500ms"] };
-    ProtocolName, { "type": "string", "enum": names() };
+    ProtocolName, { "type": "string", "enum": exchanges() };
     RoutePattern, { "type": "string", "pattern": "^/", "examples": ["/users/{id}/orders"] };
     Secret, { "type": "string" };
     Share, { "type": ["string", "number"], "pattern": "^[0-9.]+%?$", "examples": [0.1, "10%"] };
@@ -214,12 +214,11 @@ impl FromStr for ProtocolName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let known = names();
-        known
-            .iter()
-            .find(|name| **name == text)
-            .map(|name| Self(name))
-            .ok_or_else(|| format!("`{text}` is no protocol that is read; there are {}", known.join(", ")))
+        let known = exchanges();
+        known.get(text).map(|name| Self(name)).ok_or_else(|| {
+            let known: Vec<_> = known.into_iter().collect();
+            format!("`{text}` is no protocol that is read; there are {}", known.join(", "))
+        })
     }
 }
 
@@ -227,11 +226,6 @@ impl fmt::Display for ProtocolName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0)
     }
-}
-
-fn names() -> Vec<&'static str> {
-    let names = PROTOCOLS.iter().flat_map(|protocol| protocol.exchanges().iter().copied());
-    names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
 }
 
 /// A path with places: `/users/{id}`.

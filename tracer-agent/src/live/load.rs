@@ -200,6 +200,13 @@ impl Probes {
         Ok((probes, records))
     }
 
+    /// What the kernel refused, and how bytes are seen if not in the best way: lines for people.
+    pub fn shortcomings(&self) -> impl Iterator<Item = String> {
+        let capture = self.capture;
+        let lacks = capture.lacks().map(|lacks| format!("capture: {capture} ({}): {lacks}", capture.told()));
+        self.refused.iter().map(Refused::to_string).chain(lacks)
+    }
+
     /// One probe; why not, if not.
     fn attach(&mut self, tracepoint: &str, wanted: &Wanted, btf: &Btf) -> Result<(), String> {
         if wanted.refuse.iter().any(|name| name == tracepoint) {

@@ -147,3 +147,10 @@ pub struct Refused {
     /// What it costs; none where another way was found.
     pub without: &'static str,
 }
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cost = if self.without.is_empty() { "another way is taken" } else { self.without };
+        write!(f, "probe {}: {}; {cost}", self.tracepoint, self.reason)
+    }
+}

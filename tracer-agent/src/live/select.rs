@@ -263,9 +263,10 @@ impl Selection {
             .next()
     }
 
-    /// A rule by its bit, for people.
-    pub fn told(&self, rule: u32) -> String {
-        self.rules.get(rule as usize).map(Rule::to_string).unwrap_or_default()
+    /// The rules with these bits, for people.
+    pub fn told(&self, rules: u32) -> String {
+        let told = self.bits().filter(|(bit, _)| rules & bit != 0).map(|(_, rule)| rule.to_string());
+        told.collect::<Vec<_>>().join(", and by ")
     }
 
     fn including(&self) -> impl Iterator<Item = &Rule> {

@@ -7,6 +7,8 @@ use tracer_common::{
 
 mod facts;
 
+use std::sync::Arc;
+
 use super::{Coverage, Hush, OpenExchange};
 use crate::{
     connection::{
@@ -178,7 +180,7 @@ impl Tracked {
 
     /// Exchanges that are under way, but for those of other tracers. Also where nobody has answered yet: a server
     /// that hangs does not.
-    pub(super) fn each_open(&self, tell: &mut impl FnMut(u32, Kind, &RequestHead)) {
+    pub(super) fn each_open(&self, tell: &mut impl FnMut(u32, Kind, &Arc<RequestHead>)) {
         let State::Speaking(speaking) = &self.state else { return };
         let kind = kind(speaking.spoken.requests);
         let open = self.exchanges.open().map(|(exchange, _)| exchange);

@@ -1,9 +1,10 @@
 //! What the agent says of itself: metrics, readiness, its configuration, what it sees of a process.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write,
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Instant,
 };
 
 use tracer_agent::{
@@ -17,12 +18,11 @@ use tracer_agent::{
     live::{
         clock,
         discover::Seen,
-        send::endpoint::Signal,
         serve::{Answer, Question},
         session::Session,
     },
     metrics::Active,
-    protocol::{Attribute, Kind, RequestHead},
+    protocol::{Attribute, RequestHead},
     stats::Bucket,
 };
 
@@ -37,8 +37,6 @@ pub(super) struct Agent {
     pub(super) refused: Option<String>,
     pub(super) exporters: Exporters,
     pub(super) budget: Option<Budget>,
-    /// When metrics were last sent, by receiver.
-    pub(super) sent: BTreeMap<String, Instant>,
 }
 
 impl Agent {
@@ -74,7 +72,7 @@ impl Agent {
             let _ = writeln!(text, "{missing}");
         }
         for refused in &session.probes().refused {
-            let _ = writeln!(text, "probe {}: {}; {}", refused.tracepoint, refused.reason, refused.without);
+            let _ = writeln!(text, "{refused}");
         }
         for sender in session.outputs.senders.iter().filter(|sender| sender.is_failing()) {
             let _ = writeln!(text, "{} does not take what is sent", sender.url());
@@ -87,18 +85,16 @@ impl Agent {
 
     /// To each receiver when it is time.
     pub(super) fn send_metrics(&mut self, session: &mut Session) {
-        let is_due = |place: usize, url: &str| {
-            let interval = self.exporters.said(place).map_or(Duration::MAX, |otlp| otlp.interval.0);
-            self.sent.get(url).is_none_or(|sent| sent.elapsed() >= interval)
-        };
-        self.send_to(&receivers(session, is_due), session);
+        let places = self.exporters.take_due(capture::now());
+        self.send_to(&places, session);
     }
 
     pub(super) fn send_metrics_now(&mut self, session: &mut Session) {
-        self.send_to(&receivers(session, |_, _| true), session);
+        let places = self.exporters.of_metrics();
+        self.send_to(&places, session);
     }
 
-    fn send_to(&mut self, places: &[usize], session: &mut Session) {
+    fn send_to(&self, places: &[usize], session: &mut Session) {
         if places.is_empty() {
             return;
         }
@@ -119,9 +115,8 @@ impl Agent {
         let Some(observer) = &session.outputs.observer else { return };
         let requests = otlp::metrics::requests(&observer.metrics.collect(), &own);
         for place in places {
-            let sender = &mut session.outputs.senders[*place];
-            self.sent.insert(sender.url().to_owned(), capture::now());
             for request in &requests {
+                let sender = &mut session.outputs.senders[*place];
                 sender.send_encoded(Encoded { bytes: request.bytes.clone(), spans: request.points });
             }
         }
@@ -134,41 +129,24 @@ impl Agent {
     }
 }
 
-/// Those of the senders that metrics go to, if they are wanted.
-fn receivers(session: &Session, wanted: impl Fn(usize, &str) -> bool) -> Vec<usize> {
-    let senders = session.outputs.senders.iter().enumerate();
-    senders
-        .filter(|(place, sender)| sender.signal() == Signal::Metrics && wanted(*place, sender.url()))
-        .map(|(place, _)| place)
-        .collect()
-}
-
 /// Tells the metrics what is under way.
 fn count_active(session: &mut Session) {
-    type Same = (u32, Kind, &'static str, Vec<Attribute>);
-    let mut open: BTreeMap<Same, u64> = BTreeMap::new();
-    session.pipeline().each_open(|process, kind, head: &RequestHead| {
-        let wanted = |attribute: &&Attribute| ["http.request.method", "url.scheme"].contains(&attribute.key);
-        let attributes = head.common.attributes.iter().filter(wanted).cloned().collect();
-        *open.entry((process, kind, head.protocol, attributes)).or_default() += 1;
-    });
-    let open: Vec<_> = open
-        .into_iter()
-        .map(|((process, kind, protocol, attributes), count)| {
-            (session.pipeline_mut().resource(process), kind, protocol, attributes, count)
-        })
-        .collect();
+    let mut open = Vec::new();
+    session
+        .pipeline()
+        .each_open(|process, kind, head: &Arc<RequestHead>| open.push((process, kind, head.clone())));
+    let processes: BTreeSet<u32> = open.iter().map(|(process, ..)| *process).collect();
+    let resources: BTreeMap<u32, _> =
+        processes.into_iter().map(|process| (process, session.pipeline_mut().resource(process))).collect();
     if let Some(observer) = &mut session.outputs.observer {
-        observer.set_active(
-            clock::wall(clock::monotonic()),
-            open.iter().map(|(resource, kind, exchange, attributes, count)| Active {
-                resource,
-                exchange,
-                kind: *kind,
-                attributes,
-                count: *count,
-            }),
-        );
+        let active = open.iter().map(|(process, kind, head)| Active {
+            resource: &resources[process],
+            exchange: head.protocol,
+            kind: *kind,
+            attributes: &head.common.attributes,
+            count: 1,
+        });
+        observer.set_active(clock::wall(clock::monotonic()), active);
     }
 }
 
@@ -202,9 +180,7 @@ fn explain(process: u32, session: &mut Session) -> Answer {
         }
         return Answer::text(200, text);
     }
-    let rules = (0..32).filter(|rule| selected.chosen >> rule & 1 == 1);
-    let rules: Vec<String> = rules.map(|rule| session.selection().told(rule)).collect();
-    let _ = writeln!(text, "traced by {}", rules.join(", and by "));
+    let _ = writeln!(text, "traced by {}", session.selection().told(selected.chosen));
     let coverage = session.pipeline().coverage().remove(&process).unwrap_or_default();
     let _ = writeln!(text, "{} connections until now, {} open", coverage.connections, coverage.open);
     for (what, count) in session.pipeline().carried(Some(process)) {

@@ -41,8 +41,7 @@ fn gauges<L: ToString>(
     label: &str,
     values: impl IntoIterator<Item = (L, u64)>,
 ) -> Family {
-    let values = values.into_iter().map(|(word, value)| (word, value as f64));
-    Family::by(name, help, unit, FamilyKind::Gauge, label, values)
+    Family { kind: FamilyKind::Gauge, ..counters(name, help, unit, label, values) }
 }
 
 /// What the capture counted.
@@ -50,6 +49,7 @@ pub(super) fn of_session(session: &mut Session) -> Vec<Family> {
     let ledger = session.ledger();
     let buckets = ledger.buckets();
     let links = ledger.links;
+    let runs = session.probes().run_times();
     let mut all = vec![
         counter(
             "tracer.moved",
@@ -125,12 +125,13 @@ pub(super) fn of_session(session: &mut Session) -> Vec<Family> {
             "{process}",
             ledger.selection_full(),
         ),
-        counters(
+        Family::by(
             "tracer.probe.run_time",
             "Time in the probes, where the kernel counts it (kernel.bpf_stats_enabled)",
             "s",
+            FamilyKind::Counter,
             "program",
-            Vec::<(&str, u64)>::new(),
+            runs.iter().map(|(name, time, _)| (name, time.as_secs_f64())),
         ),
         gauges(
             "tracer.memory.held",
@@ -143,17 +144,12 @@ pub(super) fn of_session(session: &mut Session) -> Vec<Family> {
             ],
         ),
     ];
-    for family in all.iter_mut().filter(|family| family.name == "tracer.probe.run_time") {
-        let runs = session.probes().run_times().into_iter();
-        family.samples =
-            runs.map(|(name, time, _)| (vec![("program".to_owned(), name)], time.as_secs_f64())).collect();
-    }
     all.push(counters(
         "tracer.probe.runs",
         "Runs of the probes, where the kernel counts them",
         "{run}",
         "program",
-        session.probes().run_times().into_iter().map(|(name, _, runs)| (name, runs)),
+        runs.iter().map(|(name, _, runs)| (name, *runs)),
     ));
     all.push(Family::of(
         "tracer.probe.time",

@@ -1,6 +1,6 @@
 //! What a configuration comes to: checked as far as that can be done without probes.
 
-use std::env;
+use std::{env, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use tracer_agent::{
@@ -235,10 +235,17 @@ fn filled_in(text: &str) -> Result<String> {
     Ok(out)
 }
 
-/// The receivers that are sent to, with what was said of each.
+/// The receivers that are sent to, in the order of their senders.
 #[derive(Default)]
 pub(super) struct Exporters {
-    said: Vec<(Otlp, Signal)>,
+    all: Vec<Exporter>,
+}
+
+struct Exporter {
+    said: Otlp,
+    signal: Signal,
+    /// When metrics were last sent there.
+    sent: Option<Instant>,
 }
 
 impl Exporters {
@@ -248,22 +255,21 @@ impl Exporters {
         wanted: &[(Otlp, Signal, Endpoint)],
         senders: Vec<Sender>,
     ) -> Vec<Sender> {
-        let said = std::mem::take(&mut self.said);
-        let mut running: Vec<_> = said.into_iter().zip(senders).collect();
+        let mut running: Vec<_> = std::mem::take(&mut self.all).into_iter().zip(senders).collect();
         let mut now = Vec::new();
         for (otlp, signal, endpoint) in wanted {
-            let known = running.iter().position(|((said, sent), _)| said == otlp && sent == signal);
-            let sender = match known {
-                Some(place) => running.swap_remove(place).1,
+            let known = running.iter().position(|(known, _)| known.said == *otlp && known.signal == *signal);
+            let (exporter, sender) = match known {
+                Some(place) => running.swap_remove(place),
                 None => match Sender::start(endpoint) {
-                    Ok(sender) => sender,
+                    Ok(sender) => (Exporter { said: otlp.clone(), signal: *signal, sent: None }, sender),
                     Err(error) => {
                         tracing::error!("{}: nothing can be sent: {error:#}", otlp.url);
                         continue;
                     }
                 },
             };
-            self.said.push((otlp.clone(), *signal));
+            self.all.push(exporter);
             now.push(sender);
         }
         for (_, sender) in running {
@@ -278,9 +284,24 @@ impl Exporters {
         now
     }
 
-    /// How often metrics are sent there.
-    pub(super) fn said(&self, place: usize) -> Option<&Otlp> {
-        self.said.get(place).map(|(otlp, _)| otlp)
+    /// The places of those that metrics go to.
+    pub(super) fn of_metrics(&self) -> Vec<usize> {
+        let all = self.all.iter().enumerate().filter(|(_, exporter)| exporter.signal == Signal::Metrics);
+        all.map(|(place, _)| place).collect()
+    }
+
+    /// The places of those that it is time to send metrics to: that is done then.
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<usize> {
+        let mut due = Vec::new();
+        for (place, exporter) in self.all.iter_mut().enumerate() {
+            let is_due =
+                exporter.sent.is_none_or(|sent| now.duration_since(sent) >= exporter.said.interval.0);
+            if exporter.signal == Signal::Metrics && is_due {
+                exporter.sent = Some(now);
+                due.push(place);
+            }
+        }
+        due
     }
 }
 
