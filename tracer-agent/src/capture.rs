@@ -50,6 +50,8 @@ pub enum Record<'a> {
         key: FactKey,
         value: &'a str,
     },
+    /// [`crate::enrich::kubernetes::Object`] as JSON.
+    Object(&'a str),
     Counters(wire::Counters),
     Before(wire::Before),
     /// Not for the pipeline: the agent has to say whether the process is chosen.
@@ -117,6 +119,10 @@ impl<'a> Record<'a> {
                     value: std::str::from_utf8(value).map_err(|_| RecordError::Text)?,
                 }
             }
+            kind::OBJECT => {
+                let (_, object): (Header, _) = fields(bytes)?;
+                Record::Object(std::str::from_utf8(object).map_err(|_| RecordError::Text)?)
+            }
             kind::COUNTERS => Record::Counters(counters(bytes)?),
             kind::BEFORE => Record::Before(fields(bytes)?.0),
             kind::FINISHED => Record::Finished { now: header.time },
@@ -176,6 +182,7 @@ pub mod own {
     };
 
     use super::encode;
+    use crate::enrich::kubernetes::Object;
 
     pub fn seed(time: u64, seed: [u8; 32]) -> Vec<u8> {
         encode(kind::SEED, time, 0, &Seed { seed, ..Default::default() }, &[])
@@ -191,6 +198,12 @@ pub mod own {
 
     pub fn fact(time: u64, process: u32, key: FactKey, value: &str) -> Vec<u8> {
         encode(kind::FACT, time, process, &Fact { key: key as u32, ..Default::default() }, value.as_bytes())
+    }
+
+    pub fn object(time: u64, object: &Object) -> Vec<u8> {
+        // Texts and numbers alone: nothing of it can be refused.
+        let payload = serde_json::to_vec(object).unwrap_or_default();
+        encode(kind::OBJECT, time, 0, &Header::default(), &payload)
     }
 
     pub fn counters(time: u64, totals: [u64; tracer_common::config::Counter::COUNT as usize]) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! What is known of the processes that spans belong to.
 
 pub mod container;
+pub mod kubernetes;
 pub mod process;
 
 use crate::protocol::{Attribute, Text};

@@ -168,6 +168,10 @@ impl Pipeline {
             Record::Clock { offset } => self.spans.set_clock(*offset),
             Record::Tick { now } => self.handle_timeout(*now),
             Record::Fact { process, key, value } => self.processes.handle_fact(*process, *key, value),
+            Record::Object(text) => match serde_json::from_str(text) {
+                Ok(object) => self.processes.handle_object(object),
+                Err(_) => self.handle_damage(),
+            },
             Record::Counters(counters) => self.ledger.set_counters(counters),
             Record::Before(before) => self.ledger.add_before(before.bytes),
             Record::Undecided(_) => {}

@@ -36,6 +36,8 @@ pub mod kind {
     pub const FINISHED: u16 = 37;
     /// What a process moved before it was chosen.
     pub const BEFORE: u16 = 38;
+    /// Something that the agent learned of more than one process: the payload is JSON.
+    pub const OBJECT: u16 = 39;
 }
 
 /// Starts every record.

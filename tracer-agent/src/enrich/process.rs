@@ -7,7 +7,7 @@ use std::{
 
 use tracer_common::record::{FactKey, Process as Wire};
 
-use super::Resource;
+use super::{Resource, kubernetes::Object};
 use crate::{capture::Life, protocol::Attribute};
 
 /// The process id under which facts of the whole machine are told.
@@ -141,6 +141,8 @@ impl Processes {
             process.facts.insert(key, value.to_owned());
         }
     }
+
+    pub fn handle_object(&mut self, _object: Object) {}
 
     pub fn knows(&self, process: u32) -> bool {
         self.known.contains_key(&process)
