@@ -6,6 +6,8 @@ mod budget;
 mod ends;
 #[path = "agent/keys.rs"]
 mod keys;
+#[path = "agent/losses.rs"]
+mod losses;
 #[path = "agent/metrics.rs"]
 mod metrics;
 #[path = "agent/receivers.rs"]

@@ -54,6 +54,7 @@ pub enum Record<'a> {
     Object(&'a str),
     Counters(wire::Counters),
     Before(wire::Before),
+    Vanished(wire::Vanished),
     /// Not for the pipeline: the agent has to say whether the process is chosen.
     Undecided(wire::Process),
     Finished {
@@ -125,6 +126,7 @@ impl<'a> Record<'a> {
             }
             kind::COUNTERS => Record::Counters(counters(bytes)?),
             kind::BEFORE => Record::Before(fields(bytes)?.0),
+            kind::VANISHED => Record::Vanished(fields(bytes)?.0),
             kind::FINISHED => Record::Finished { now: header.time },
             other => return Err(RecordError::Kind(other)),
         })
@@ -178,7 +180,7 @@ pub fn encode<T: IntoBytes + Immutable>(
 /// The agent's own records.
 pub mod own {
     use tracer_common::record::{
-        Before, Clock, Closed, Counters, Fact, FactKey, Header, Process, Seed, kind,
+        Before, Clock, Closed, Counters, Fact, FactKey, Header, Process, Seed, Vanished, kind,
     };
 
     use super::encode;
@@ -223,6 +225,16 @@ pub mod own {
     /// A socket is gone that no probe could see the end of.
     pub fn closed(time: u64, cookie: u64) -> Vec<u8> {
         encode(kind::CLOSED, time, 0, &Closed { cookie, ..Default::default() }, &[])
+    }
+
+    /// A connection is over whose end the ring had no room for.
+    pub fn vanished(time: u64, cookie: u64) -> Vec<u8> {
+        encode(kind::VANISHED, time, 0, &Vanished { cookie, ..Default::default() }, &[])
+    }
+
+    /// A process is over whose end the ring had no room for.
+    pub fn exited(time: u64, process: u32) -> Vec<u8> {
+        encode(kind::EXITED, time, process, &Process::default(), &[])
     }
 
     pub fn finished(now: u64) -> Vec<u8> {

@@ -14,6 +14,7 @@ pub mod load;
 pub mod print;
 pub mod privileges;
 pub mod probes;
+mod ring;
 pub mod select;
 pub mod send;
 pub mod serve;

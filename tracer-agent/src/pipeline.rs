@@ -173,6 +173,7 @@ impl Pipeline {
                 Err(_) => self.handle_damage(),
             },
             Record::Counters(counters) => self.ledger.set_counters(counters),
+            Record::Vanished(vanished) => self.handle_vanished(vanished.cookie),
             Record::Before(before) => self.ledger.add_before(before.bytes),
             Record::Undecided(_) => {}
             Record::Finished { now } => self.finish(*now),
@@ -297,9 +298,36 @@ impl Pipeline {
         self.finished
     }
 
-    /// Bytes of memory that are held, about.
+    /// Bytes of memory that connections hold, about.
     pub fn held(&self) -> usize {
         self.held
+    }
+
+    /// Bytes of memory, about, by what they are for.
+    pub fn memory(&self) -> [(&'static str, usize); 3] {
+        [
+            ("connections", self.held),
+            ("waiting spans", self.stitch.held()),
+            ("processes", self.processes.held()),
+        ]
+    }
+
+    /// Connections that are open, as far as was told.
+    pub fn open(&self) -> impl Iterator<Item = u64> {
+        self.connections.keys().copied()
+    }
+
+    pub fn is_open(&self, cookie: u64) -> bool {
+        self.connections.contains_key(&cookie)
+    }
+
+    pub fn is_running(&self, process: u32) -> bool {
+        self.processes.knows(process) && self.processes.ended(process).is_none()
+    }
+
+    /// Processes that run, as far as was told.
+    pub fn running(&self) -> impl Iterator<Item = u32> {
+        self.processes.running()
     }
 
     fn handle_opened(&mut self, opened: &Opened) {
@@ -429,6 +457,17 @@ impl Pipeline {
             tracked.hear_round_trip(&closed.transit, run);
         });
         self.forget(closed.cookie);
+    }
+
+    /// How it ended is not known, nor what became of what was under way: that lies in what was lost.
+    fn handle_vanished(&mut self, cookie: u64) {
+        self.with_known(cookie, |tracked, run| {
+            run.ledger.vanished += 1;
+            tracked.give_up_waiting(run);
+            tracked.confirm_by_silence(run);
+            tracked.ignore(run, Bucket::Unparsed);
+        });
+        self.forget(cookie);
     }
 
     fn finish(&mut self, now: u64) {

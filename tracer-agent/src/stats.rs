@@ -174,6 +174,8 @@ pub struct Ledger {
     pub damaged: u64,
     /// Connections that had to go since memory was short.
     pub evicted: u64,
+    /// Connections that were over when they were looked for, after records were lost.
+    pub vanished: u64,
 }
 
 impl Ledger {
@@ -267,6 +269,7 @@ impl fmt::Display for Ledger {
         let rare = [
             (self.damaged, "records damaged"),
             (self.evicted, "connections evicted"),
+            (self.vanished, "connections whose end was lost"),
             (self.exports, "exports of tracers left out"),
             (self.vague, "exchanges with names that were sent before the tracer came, or lost"),
             (self.selection_full(), "processes over the selection's limit"),

@@ -381,6 +381,11 @@ impl Stitch {
         !self.waiting.is_empty()
     }
 
+    /// Bytes of memory of spans that wait, about.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
     /// Exchanges that are open or wait.
     pub fn len(&self) -> usize {
         self.nodes.len()

@@ -38,6 +38,8 @@ pub mod kind {
     pub const BEFORE: u16 = 38;
     /// Something that the agent learned of more than one process: the payload is JSON.
     pub const OBJECT: u16 = 39;
+    /// A connection is over, and the record that said so was lost.
+    pub const VANISHED: u16 = 40;
 }
 
 /// Starts every record.
@@ -354,6 +356,14 @@ pub struct Counters {
 pub struct Before {
     pub header: Header,
     pub bytes: [u64; 2],
+}
+
+/// [`kind::VANISHED`]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Vanished {
+    pub header: Header,
+    pub cookie: u64,
 }
 
 const _: () = assert!(size_of::<Header>() == 24);

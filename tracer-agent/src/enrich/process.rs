@@ -148,6 +148,17 @@ impl Processes {
         self.known.contains_key(&process)
     }
 
+    /// Those that have not ended.
+    pub fn running(&self) -> impl Iterator<Item = u32> {
+        let running = self.known.iter().filter(|(id, process)| **id != HOST && process.ended.is_none());
+        running.map(|(id, _)| *id)
+    }
+
+    /// Bytes of memory, about.
+    pub fn held(&self) -> usize {
+        self.known.len() * COST
+    }
+
     /// Whether the process listened on the port when it was found.
     pub fn listens(&self, process: u32, port: u16) -> bool {
         self.known.get(&process).is_some_and(|process| process.listening.contains(&port))

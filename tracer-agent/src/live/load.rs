@@ -1,12 +1,15 @@
 //! The probes: loaded one by one, attached, and taken away again. Nothing is pinned: when the
 //! program ends, in whatever way, the kernel drops them with its file descriptors.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::{
     Btf, BtfError, Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{Program, ProgramError, ProgramInfo},
 };
 use tracer_common::{
@@ -45,6 +48,17 @@ pub struct Probes {
     connections: HashMap<MapData, u64, Kept>,
     counters: PerCpuArray<MapData, u64>,
     quiet: HashMap<MapData, u64, Hushed>,
+    sizes: Sizes,
+}
+
+/// Bytes of the ring, and entries that tables have room for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sizes {
+    ring: u32,
+    selected: u32,
+    undecided: u32,
+    connections: u32,
+    quiet: u32,
 }
 
 /// Connections that have a name of ours, where the kernel gives none.
@@ -158,6 +172,13 @@ impl Probes {
             loader.map_max_entries("IDENTITIES", IDENTITIES);
         }
         let mut ebpf = loader.load(OBJECT).map_err(anyhow::Error::new)?;
+        let sizes = Sizes {
+            ring: wanted.ring,
+            selected: room(&ebpf, "SELECTED")?,
+            undecided: room(&ebpf, "UNDECIDED")?,
+            connections: room(&ebpf, "CONNECTIONS")?,
+            quiet: room(&ebpf, "QUIET")?,
+        };
         let map = |ebpf: &mut Ebpf, name: &str| {
             ebpf.take_map(name).ok_or_else(|| anyhow!("the probes have no map {name}"))
         };
@@ -172,6 +193,7 @@ impl Probes {
             connections: typed(map(&mut ebpf, "CONNECTIONS")?)?,
             counters: PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?).map_err(anyhow::Error::new)?,
             quiet: typed(map(&mut ebpf, "QUIET")?)?,
+            sizes,
             ebpf,
         };
         // Before anything is attached: no process is missed.
@@ -266,6 +288,31 @@ impl Probes {
             .collect()
     }
 
+    /// The connections that the probes know, if their table has room: else some had to go that are open.
+    pub fn open(&self) -> Option<BTreeSet<u64>> {
+        let open: BTreeSet<u64> = self.connections.keys().flatten().collect();
+        (open.len() < self.sizes.connections as usize / 4 * 3).then_some(open)
+    }
+
+    pub fn knows_connection(&self, cookie: u64) -> bool {
+        self.connections.get(&cookie, 0).is_ok()
+    }
+
+    /// How full the tables of the probes are: entries, and the most.
+    pub fn tables(&self) -> [(&'static str, u64, u64); 4] {
+        [
+            ("processes", self.selected.keys().count() as u64, self.sizes.selected.into()),
+            ("undecided processes", self.undecided.keys().count() as u64, self.sizes.undecided.into()),
+            ("connections", self.connections.keys().count() as u64, self.sizes.connections.into()),
+            ("quiet connections", self.quiet.keys().count() as u64, self.sizes.quiet.into()),
+        ]
+    }
+
+    /// Bytes of the ring.
+    pub fn ring(&self) -> u32 {
+        self.sizes.ring
+    }
+
     /// All processes that the probes know something of.
     pub fn known(&self) -> Vec<u32> {
         self.selected.keys().flatten().collect()
@@ -329,6 +376,11 @@ impl Probes {
             *total = self.counters.get(&(index as u32), 0)?.iter().sum();
         }
         Ok(totals)
+    }
+
+    /// Records that the ring had no room for.
+    pub fn lost(&self) -> u64 {
+        self.counters.get(&(Counter::LostRecords as u32), 0).map_or(0, |counts| counts.iter().sum())
     }
 
     /// Takes the probes away; maps stay readable.
@@ -396,6 +448,15 @@ fn fill<K: aya::Pod + Ord>(ebpf: &mut Ebpf, name: &str, values: BTreeMap<K, u32>
         map.insert(key, rules, 0).context("the selection has too many values")?;
     }
     Ok(())
+}
+
+/// Entries that a table has room for.
+fn room(ebpf: &Ebpf, name: &str) -> Result<u32, anyhow::Error> {
+    let data = match ebpf.map(name) {
+        Some(Map::HashMap(data) | Map::LruHashMap(data)) => data,
+        _ => bail!("the probes have no table {name}"),
+    };
+    Ok(data.info()?.max_entries())
 }
 
 /// A name as the probes look it up.

@@ -20,11 +20,12 @@ use zerocopy::IntoBytes;
 
 use super::{
     clock,
-    discover::Seen,
+    discover::{self, Seen},
     facts,
     gate::User,
     load::Probes,
     print::Printer,
+    ring::{Losses, Peak},
     select::Selection,
     send::{Sender, Sent, endpoint::Signal},
     sockets::UnixSockets,
@@ -99,6 +100,8 @@ pub struct Session {
     offset: i64,
     records_at_tick: u64,
     idle: Duration,
+    losses: Losses,
+    peak: Peak,
 }
 
 /// Why a turn of the capture ended.
@@ -138,6 +141,8 @@ impl Session {
             offset: 0,
             records_at_tick: 0,
             idle: PAUSE_BUSY,
+            losses: Losses::default(),
+            peak: Peak::default(),
         };
         let now = clock::monotonic();
         let mut seed = [0; 32];
@@ -294,7 +299,11 @@ impl Session {
     /// nothing; a ring that fills ends that sleep.
     pub fn turn(&mut self) -> Result<Turn> {
         let read = self.drain(TURN)?;
-        self.tick(clock::monotonic())?;
+        let now = clock::monotonic();
+        if read < TURN {
+            self.peak.end(now);
+        }
+        self.tick(now)?;
         if self.count.is_some_and(|count| self.spans >= count) {
             return Ok(Turn::Counted);
         }
@@ -305,7 +314,11 @@ impl Session {
             return Ok(Turn::More);
         }
         self.close_gone()?;
-        self.sockets.look(clock::monotonic(), false);
+        let now = clock::monotonic();
+        self.sockets.look(now, false);
+        if self.losses.is_due(now, || self.probes.lost()) {
+            self.close_unseen()?;
+        }
         if read > 0 {
             self.idle = PAUSE_BUSY;
             self.pause(PAUSE_BUSY);
@@ -398,12 +411,40 @@ impl Session {
         Ok(())
     }
 
+    /// Connections and processes of whose end the ring had no room to tell.
+    fn close_unseen(&mut self) -> Result<()> {
+        let Some(open) = self.probes.open() else { return Ok(()) };
+        let gone: Vec<u64> = self.pipeline.open().filter(|cookie| !open.contains(cookie)).collect();
+        let ended: Vec<u32> = self.pipeline.running().filter(|process| !discover::exists(*process)).collect();
+        // Of those that ended a moment ago it is told in order.
+        while self.drain(TURN)? == TURN {}
+        let now = clock::monotonic();
+        for cookie in gone {
+            if self.pipeline.is_open(cookie) && !self.probes.knows_connection(cookie) {
+                self.handle(&own::vanished(now, cookie))?;
+            }
+        }
+        for process in ended {
+            if self.pipeline.is_running(process) && !discover::exists(process) {
+                self.handle(&own::exited(now, process))?;
+                self.may_be_deserted = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// The most bytes of records that were found in the ring at a time, of late.
+    pub fn ring_peak(&self) -> u64 {
+        self.peak.most(self.probes.ring().into())
+    }
+
     fn drain(&mut self, most: usize) -> Result<usize> {
         let mut read = 0;
         while read < most {
             let Some(item) = self.ring.next() else { break };
             read += 1;
             let bytes: &[u8] = &item;
+            self.peak.read(bytes.len());
             let Ok(record) = Record::parse(bytes) else {
                 self.pipeline.handle_damage();
                 continue;

@@ -50,6 +50,7 @@ pub(super) fn of_session(session: &mut Session) -> Vec<Family> {
     let buckets = ledger.buckets();
     let links = ledger.links;
     let runs = session.probes().run_times();
+    let tables = session.probes().tables();
     let mut all = vec![
         counter(
             "tracer.moved",
@@ -78,6 +79,12 @@ pub(super) fn of_session(session: &mut Session) -> Vec<Family> {
             "Connections that had to go as memory was short",
             "{connection}",
             ledger.evicted,
+        ),
+        counter(
+            "tracer.connections.vanished",
+            "Connections that were over when they were looked for, after records were lost",
+            "{connection}",
+            ledger.vanished,
         ),
         gauges(
             "tracer.connections.open",
@@ -133,15 +140,27 @@ pub(super) fn of_session(session: &mut Session) -> Vec<Family> {
             "program",
             runs.iter().map(|(name, time, _)| (name, time.as_secs_f64())),
         ),
-        gauges(
-            "tracer.memory.held",
-            "Memory that is held, by what for",
+        gauges("tracer.memory.held", "Memory that is held, by what for", BYTES, "part", memory(session)),
+        gauge(
+            "tracer.ring.peak",
+            "The most that was found in the ring at a time, of the last 30 to 60 seconds",
             BYTES,
-            "part",
-            [
-                ("connections", session.pipeline().held() as u64),
-                ("observer", session.outputs.observer.as_ref().map_or(0, |observer| observer.held()) as u64),
-            ],
+            session.ring_peak(),
+        ),
+        gauge("tracer.ring.limit", "Bytes that the ring has room for", BYTES, session.probes().ring().into()),
+        gauges(
+            "tracer.table.entries",
+            "Entries of the probes' tables",
+            "{entry}",
+            "table",
+            tables.map(|(name, entries, _)| (name, entries)),
+        ),
+        gauges(
+            "tracer.table.limit",
+            "Entries that the probes' tables have room for",
+            "{entry}",
+            "table",
+            tables.map(|(name, _, room)| (name, room)),
         ),
     ];
     all.push(counters(
@@ -185,6 +204,20 @@ pub(super) fn of_session(session: &mut Session) -> Vec<Family> {
         all.push(gauge("tracer.routes", "Routes that are known", "{route}", observer.routes() as u64));
         all.extend(observer.metrics.families());
     }
+    all
+}
+
+/// What is held, and what for. What the allocator keeps, the program itself and the kernel's tables are not in it.
+fn memory(session: &Session) -> Vec<(&'static str, u64)> {
+    let mut all: Vec<_> =
+        session.pipeline().memory().into_iter().map(|(part, bytes)| (part, bytes as u64)).collect();
+    if let Some(observer) = &session.outputs.observer {
+        all.push(("observer", observer.held() as u64));
+    }
+    let queued = session.outputs.senders.iter().map(|sender| sender.waiting() as u64);
+    all.push(("queues", queued.sum()));
+    // Mapped twice, so that what begins at its end goes on.
+    all.push(("ring", 2 * u64::from(session.probes().ring())));
     all
 }
 
