@@ -48,6 +48,9 @@ pub struct Config {
     /// What the agent may take of the machine.
     #[serde(deserialize_with = "or_default")]
     pub budgets: Budgets,
+    /// What is asked of Kubernetes.
+    #[serde(deserialize_with = "or_default")]
+    pub kubernetes: Kubernetes,
     /// Where the agent answers for itself: /metrics, /healthz, /readyz, /debug.
     #[serde(deserialize_with = "or_default")]
     pub serve: Serve,
@@ -304,6 +307,50 @@ impl Default for Budgets {
     fn default() -> Self {
         Self { memory: Size(128 << 20), cpu: None }
     }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kubernetes {
+    /// Whether the API is asked.
+    pub enabled: Enabled,
+    /// A file that says where the API is; else KUBECONFIG does, else the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The node whose pods are told; else NODE_NAME says it, else it is called as the host.
+    pub node: Option<String>,
+    /// What the cluster is called: the API does not know.
+    pub cluster: Option<String>,
+    /// Labels of pods that are told; patterns such as team.example.com/*.
+    #[serde(deserialize_with = "or_default")]
+    pub labels: List<Pattern>,
+    /// Annotations of pods that are told; patterns too.
+    #[serde(deserialize_with = "or_default")]
+    pub annotations: List<Pattern>,
+    /// Whether services are called by the labels app.kubernetes.io/instance and app.kubernetes.io/name.
+    pub service_name_from_labels: bool,
+    /// Whose addresses are told by name.
+    pub peers: KubernetesPeers,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Enabled {
+    /// In a pod, or where `kubeconfig` is said.
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum KubernetesPeers {
+    None,
+    /// Services, and the pods of this node.
+    #[default]
+    Node,
+    /// And the pods of all nodes.
+    Cluster,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

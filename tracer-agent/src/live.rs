@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod facts;
 pub mod gate;
 pub mod inspect;
+pub mod kubernetes;
 pub mod layout;
 pub mod load;
 pub mod print;

@@ -18,6 +18,7 @@ use tracer_agent::{
     config::{Budgets, Config, Export},
     live::{
         clock, cost,
+        kubernetes::Watcher,
         load::{Probes, Wanted},
         print::{Printer, Shape, Target},
         privileges,
@@ -108,6 +109,10 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
     let selected = plan.selected();
     plan.tell_missing();
     let mut session = Session::start(probes, plan.selection, plan.limits, outputs)?;
+    if let Some(options) = plan.kubernetes {
+        tracing::info!("kubernetes: the pods of node {} are asked for", options.node);
+        session.set_watcher(Watcher::start(options)?);
+    }
     let found = session.scan()?;
     match found.len() {
         0 => tracing::warn!("no process matches {selected} yet; those that start will be traced"),
@@ -245,6 +250,7 @@ impl Agent {
             ("stitching", config.stitching != self.config.stitching),
             ("metrics", config.metrics != self.config.metrics),
             ("budgets.memory", config.budgets.memory != self.config.budgets.memory),
+            ("kubernetes", config.kubernetes != self.config.kubernetes),
             ("serve", config.serve != self.config.serve),
             ("log", config.log != self.config.log),
             ("export.print", config.export.print != self.config.export.print),
@@ -274,6 +280,7 @@ impl Agent {
         self.config = Config {
             stitching: self.config.stitching.clone(),
             metrics: self.config.metrics.clone(),
+            kubernetes: self.config.kubernetes.clone(),
             serve: self.config.serve.clone(),
             log: self.config.log.clone(),
             budgets: Budgets { memory: self.config.budgets.memory, ..config.budgets },

@@ -47,8 +47,11 @@ pub fn listening(seen: &Seen, process: u32, now: u64) -> Vec<Vec<u8>> {
 
 /// Records of what is known of the machine.
 pub fn of_host(now: u64) -> Vec<Vec<u8>> {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    vec![own::fact(now, HOST, FactKey::HostName, &name)]
+    vec![own::fact(now, HOST, FactKey::HostName, &host_name())]
+}
+
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn read(path: &Path) -> Option<Vec<u8>> {

@@ -23,6 +23,7 @@ use super::{
     discover::{self, Seen},
     facts,
     gate::User,
+    kubernetes::Watcher,
     load::Probes,
     print::Printer,
     ring::{Losses, Peak},
@@ -45,6 +46,9 @@ const SCANS: usize = 5;
 
 /// Records that are read before anything else gets its turn.
 const TURN: usize = 8192;
+
+/// As many as are taken of what is told of pods.
+const OBJECTS: usize = 256;
 
 /// How long the agent sleeps after it found records, and at most while it finds none. The probes wake
 /// it when the ring fills.
@@ -83,6 +87,8 @@ pub struct Session {
     alarm: OwnedFd,
     selection: Selection,
     sockets: UnixSockets,
+    /// Tells of pods, where somebody asks for that.
+    watcher: Option<Watcher>,
     pipeline: Pipeline,
     /// Processes that were chosen so far.
     pub chosen: u64,
@@ -129,6 +135,7 @@ impl Session {
             ring,
             selection,
             sockets: UnixSockets::start(),
+            watcher: None,
             chosen: 0,
             may_be_deserted: true,
             pipeline: Pipeline::new(limits),
@@ -215,6 +222,15 @@ impl Session {
         &self.selection
     }
 
+    /// What it says of pods enters from here on.
+    pub fn set_watcher(&mut self, watcher: Watcher) {
+        self.watcher = Some(watcher);
+    }
+
+    pub fn watcher(&self) -> Option<&Watcher> {
+        self.watcher.as_ref()
+    }
+
     pub fn probes_mut(&mut self) -> &mut Probes {
         &mut self.probes
     }
@@ -299,6 +315,7 @@ impl Session {
     /// nothing; a ring that fills ends that sleep.
     pub fn turn(&mut self) -> Result<Turn> {
         let read = self.drain(TURN)?;
+        let heard = self.hear()?;
         let now = clock::monotonic();
         if read < TURN {
             self.peak.end(now);
@@ -319,7 +336,7 @@ impl Session {
         if self.losses.is_due(now, || self.probes.lost()) {
             self.close_unseen()?;
         }
-        if read > 0 {
+        if read > 0 || heard > 0 {
             self.idle = PAUSE_BUSY;
             self.pause(PAUSE_BUSY);
             return Ok(Turn::More);
@@ -333,6 +350,23 @@ impl Session {
         self.idle = (self.idle * 2).min(PAUSE_IDLE);
         self.pause(self.idle);
         Ok(Turn::More)
+    }
+
+    /// Takes what is told of pods, and asks who is behind addresses.
+    fn hear(&mut self) -> Result<usize> {
+        let mut heard = 0;
+        while heard < OBJECTS {
+            let Some(object) = self.watcher.as_mut().and_then(Watcher::poll) else { break };
+            heard += 1;
+            self.handle(&own::object(clock::monotonic(), &object))?;
+        }
+        while self.watcher.as_ref().is_some_and(Watcher::has_room) {
+            let Some(address) = self.pipeline.poll_peer() else { break };
+            if let Some(watcher) = &self.watcher {
+                watcher.ask(address);
+            }
+        }
+        Ok(heard)
     }
 
     /// At most so long; shorter when the ring fills.

@@ -77,6 +77,12 @@ impl Agent {
         for sender in session.outputs.senders.iter().filter(|sender| sender.is_failing()) {
             let _ = writeln!(text, "{} does not take what is sent", sender.url());
         }
+        let hearing = session.watcher().map(|watcher| watcher.state().hearing).unwrap_or_default();
+        for lost in hearing.iter().filter(|hearing| !hearing.heard) {
+            let (what, seconds) = (lost.what, lost.since.elapsed().as_secs());
+            let reason = lost.error.as_deref().unwrap_or("no answer yet");
+            let _ = writeln!(text, "kubernetes: {what} have not been heard of for {seconds} s: {reason}");
+        }
         if let Some(reason) = &self.refused {
             let _ = writeln!(text, "the configuration is not the one in the file: {reason}");
         }

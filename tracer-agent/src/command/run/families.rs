@@ -1,7 +1,7 @@
 //! The agent's own numbers, for /metrics and OTLP.
 
 use tracer_agent::{
-    live::{cost, session::Session},
+    live::{cost, kubernetes, session::Session},
     metrics::{Family, FamilyKind},
     sample::{Reason, Refusal},
     stats::Bucket,
@@ -179,6 +179,7 @@ pub(super) fn of_session(session: &mut Session) -> Vec<Family> {
     ));
     all.extend(of_processes(session));
     all.extend(of_sending(session));
+    all.extend(session.watcher().map(|watcher| of_kubernetes(&watcher.state())).unwrap_or_default());
     if let Some(observer) = &session.outputs.observer {
         let sampled = observer.sampled();
         all.push(counters(
@@ -285,6 +286,80 @@ fn of_sending(session: &Session) -> Vec<Family> {
             kind: FamilyKind::Gauge,
             samples: queues,
         },
+    ]
+}
+
+fn of_kubernetes(state: &kubernetes::State) -> Vec<Family> {
+    let label = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let requests = state.requests.iter().map(|((verb, resource, outcome), count)| {
+        let labels = vec![label("verb", verb), label("resource", resource), label("outcome", outcome)];
+        (labels, *count as f64)
+    });
+    let hearing = |value: fn(&kubernetes::Hearing) -> f64| {
+        state.hearing.iter().map(move |hearing| (hearing.what, value(hearing)))
+    };
+    vec![
+        Family::by(
+            "tracer.kubernetes.heard",
+            "1 while objects of this kind are heard of",
+            "",
+            FamilyKind::Gauge,
+            "resource",
+            hearing(|hearing| f64::from(u8::from(hearing.heard))),
+        ),
+        Family::by(
+            "tracer.kubernetes.unheard.time",
+            "For how long objects of this kind have not been heard of; 0 while they are",
+            "s",
+            FamilyKind::Gauge,
+            "resource",
+            hearing(|hearing| if hearing.heard { 0.0 } else { hearing.since.elapsed().as_secs_f64() }),
+        ),
+        gauges(
+            "tracer.kubernetes.objects",
+            "Objects that are held, by kind",
+            "{object}",
+            "resource",
+            state.objects.iter().copied(),
+        ),
+        counter(
+            "tracer.kubernetes.pods.over_limit",
+            "Times that a pod of this node did not fit",
+            "{pod}",
+            state.over,
+        ),
+        gauge(
+            "tracer.kubernetes.lookups.pending",
+            "Owners that are being looked up",
+            "{request}",
+            state.pending,
+        ),
+        gauge(
+            "tracer.kubernetes.addresses",
+            "Addresses that were asked for, and whose changes are told",
+            "{address}",
+            state.asked,
+        ),
+        gauge(
+            "tracer.kubernetes.peers.size",
+            "About what is held to tell peers by name takes",
+            BYTES,
+            state.bytes,
+        ),
+        Family {
+            name: "tracer.kubernetes.requests",
+            help: "Requests to the API, by what came of them",
+            unit: "{request}",
+            kind: FamilyKind::Counter,
+            samples: requests.collect(),
+        },
+        counters(
+            "tracer.kubernetes.restarts",
+            "Lists that were made again as the API had forgotten where the watch was",
+            "{list}",
+            "resource",
+            state.restarts.iter().copied(),
+        ),
     ]
 }
 

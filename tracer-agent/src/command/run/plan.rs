@@ -2,11 +2,16 @@
 
 use std::{env, time::Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use tracer_agent::{
-    config::{self, Compression, Config, Histograms, Otlp, OtlpProtocol, Parents, Print, Rule, SampledFlag},
+    config::{
+        self, Compression, Config, Enabled, Histograms, Kubernetes, KubernetesPeers, Otlp, OtlpProtocol,
+        Parents, Print, Rule, SampledFlag,
+    },
     filter::Filter,
     live::{
+        facts,
+        kubernetes::{self, Kept, Peers, Place},
         print::Format,
         select::{Selection, Wish},
         send::{
@@ -31,6 +36,8 @@ pub(crate) struct Plan {
     /// What was said of each, and where it leads.
     pub(super) endpoints: Vec<(Otlp, Signal, Endpoint)>,
     pub(super) print: Format,
+    /// What is asked of Kubernetes, if anything is.
+    pub(super) kubernetes: Option<kubernetes::Options>,
     pub(super) shares: Shares,
     selected: String,
 }
@@ -118,6 +125,7 @@ impl Plan {
                 Print::Text => Format::Text,
                 Print::Json => Format::Json,
             },
+            kubernetes: watched(&config.kubernetes)?,
             shares,
         })
     }
@@ -146,6 +154,47 @@ impl Plan {
             self.selected.clone()
         }
     }
+}
+
+/// None where there is no Kubernetes, or nobody wants to hear of it.
+fn watched(said: &Kubernetes) -> Result<Option<kubernetes::Options>> {
+    let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    let in_cluster = variable("KUBERNETES_SERVICE_HOST").is_some();
+    let wanted = match said.enabled {
+        Enabled::Auto => in_cluster || said.kubeconfig.is_some(),
+        Enabled::On => true,
+        Enabled::Off => false,
+    };
+    if !wanted {
+        return Ok(None);
+    }
+    let place = match &said.kubeconfig {
+        Some(path) => Place::File(path.clone()),
+        None if variable("KUBECONFIG").is_some() => Place::Variable,
+        None if in_cluster => Place::Cluster,
+        None => bail!(
+            "kubernetes.enabled is on, and nothing says where the API is: this is no pod, and neither \
+             kubernetes.kubeconfig nor KUBECONFIG names a file"
+        ),
+    };
+    let texts = |patterns: &config::List<config::Pattern>| {
+        patterns.0.iter().map(|pattern| pattern.0.clone()).collect::<Vec<_>>()
+    };
+    let (labels, annotations) = (texts(&said.labels), texts(&said.annotations));
+    let kept = Kept::new(labels.iter().map(String::as_str), annotations.iter().map(String::as_str))
+        .map_err(|error| anyhow!("kubernetes: {error}"))?;
+    let node = said.node.clone().or_else(|| variable("NODE_NAME")).unwrap_or_else(facts::host_name);
+    Ok(Some(kubernetes::Options {
+        place,
+        node,
+        cluster: said.cluster.clone(),
+        kept,
+        peers: match said.peers {
+            KubernetesPeers::None => Peers::None,
+            KubernetesPeers::Node => Peers::Node,
+            KubernetesPeers::Cluster => Peers::Cluster,
+        },
+    }))
 }
 
 fn wish(rule: &Rule) -> Wish {

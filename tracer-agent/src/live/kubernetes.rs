@@ -1,0 +1,182 @@
+//! What Kubernetes says: a thread of its own watches the API, and tells the capture what enters as records. The
+//! capture never waits for it: an API that is slow, away, or refuses costs attributes, and nothing else.
+
+mod api;
+mod feed;
+mod owners;
+mod peers;
+mod pods;
+mod room;
+mod slim;
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+pub use self::{
+    api::Place,
+    pods::{Kept, OPT},
+};
+use self::{
+    api::{Api, PODS, Resource, SERVICES, SLICES},
+    feed::{Event, Feed},
+    owners::Owners,
+    room::{News, Room},
+    slim::Watched,
+};
+use crate::enrich::kubernetes::{Object, Watch};
+
+/// What waits for the capture, for the room, and for an answer.
+const OBJECTS: usize = 1024;
+const NEWS: usize = 256;
+const ASKS: usize = 1024;
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub place: Place,
+    /// Whose pods are told.
+    pub node: String,
+    /// What the cluster is called: nobody but the user knows.
+    pub cluster: Option<String>,
+    pub kept: Kept,
+    pub peers: Peers,
+}
+
+/// Whose addresses are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Peers {
+    None,
+    /// Services, and the pods of this node.
+    #[default]
+    Node,
+    /// And all pods.
+    Cluster,
+}
+
+/// How things stand.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    pub hearing: Vec<Hearing>,
+    /// What is held, by kind.
+    pub objects: Vec<(&'static str, u64)>,
+    /// Pods of this node that did not fit.
+    pub over: u64,
+    /// Owners that are being looked up.
+    pub pending: u64,
+    /// Addresses whose changes are told.
+    pub asked: u64,
+    /// About what is held of peers takes.
+    pub bytes: u64,
+    /// What the capture was told of all that.
+    pub told: Watch,
+    /// By verb, resource and what came of them.
+    pub requests: Vec<((&'static str, &'static str, &'static str), u64)>,
+    /// Lists that had to be made again as the API had forgotten where the watch was.
+    pub restarts: Vec<(&'static str, u64)>,
+}
+
+/// Whether a kind of objects is heard of.
+#[derive(Clone, Debug)]
+pub struct Hearing {
+    pub what: &'static str,
+    pub heard: bool,
+    /// When that began.
+    pub since: Instant,
+    pub error: Option<String>,
+    /// The API answers, and refuses.
+    pub denied: bool,
+}
+
+pub struct Watcher {
+    objects: Receiver<Object>,
+    asks: Sender<IpAddr>,
+    state: Arc<Mutex<State>>,
+    api: Arc<Api>,
+}
+
+impl Watcher {
+    pub fn start(options: Options) -> Result<Self> {
+        let (out, objects) = channel(OBJECTS);
+        let (asks, asked) = channel(ASKS);
+        let state = Arc::new(Mutex::new(State::default()));
+        let api = Api::new(options.place.clone());
+        let (theirs, shared) = (api.clone(), state.clone());
+        std::thread::Builder::new()
+            .name("kubernetes".into())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                match runtime {
+                    Ok(runtime) => runtime.block_on(watch(options, theirs, out, asked, shared)),
+                    Err(error) => tracing::error!("kubernetes: nothing can be watched: {error}"),
+                }
+            })
+            .context("no thread can be started")?;
+        Ok(Self { objects, asks, state, api })
+    }
+
+    /// What is new, in the order in which it is to be told.
+    pub fn poll(&mut self) -> Option<Object> {
+        self.objects.try_recv().ok()
+    }
+
+    /// Asks who is behind an address: it is told, and told again when that changes. False if there is no room for
+    /// the question yet.
+    pub fn ask(&self, address: IpAddr) -> bool {
+        self.asks.try_send(address).is_ok()
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.asks.capacity() > 0
+    }
+
+    pub fn state(&self) -> State {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        State {
+            requests: self.api.requests().into_iter().collect(),
+            restarts: self.api.restarts().into_iter().collect(),
+            ..state
+        }
+    }
+}
+
+/// Until the watcher is dropped.
+async fn watch(
+    options: Options,
+    api: Arc<Api>,
+    out: Sender<Object>,
+    asked: Receiver<IpAddr>,
+    state: Arc<Mutex<State>>,
+) {
+    let (news, heard) = channel(NEWS);
+    let node = url::form_urlencoded::byte_serialize(options.node.as_bytes()).collect::<String>();
+    let mut feeds = vec!["pods"];
+    // A `=` that belongs to the selector.
+    start(&api, &news, PODS, format!("&fieldSelector=spec.nodeName%3D{node}"), News::Pods);
+    if options.peers != Peers::None {
+        feeds.push("services");
+        start(&api, &news, SERVICES, String::new(), News::Services);
+    }
+    if options.peers == Peers::Cluster {
+        feeds.extend(["endpointslices", "cluster pods"]);
+        start(&api, &news, SLICES, String::new(), News::Slices);
+        start(&api, &news, PODS, String::new(), News::FarPods);
+    }
+    let owners = Owners::new(api, news);
+    Room::new(&options, &feeds, out, owners, state).run(heard, asked).await;
+}
+
+fn start<T: Watched>(
+    api: &Arc<Api>,
+    news: &Sender<News>,
+    resource: Resource,
+    query: String,
+    wrap: fn(Event<T>) -> News,
+) {
+    let feed = Feed { api: api.clone(), resource, query, news: news.clone(), wrap };
+    tokio::spawn(feed.run());
+}
