@@ -88,6 +88,24 @@ pub struct Rule {
     /// A cgroup (v2) that it is in or below: a path in the tree, or in the file system.
     #[serde(deserialize_with = "or_default")]
     pub cgroup: List<String>,
+    /// Pods of these namespaces; patterns. This and what follows asks Kubernetes.
+    #[serde(deserialize_with = "or_default")]
+    pub namespace: List<Pattern>,
+    /// Pods by their names, NAME or NAMESPACE/NAME; patterns.
+    #[serde(deserialize_with = "or_default")]
+    pub pod: List<Pattern>,
+    /// Pods of a Deployment, StatefulSet and so on: NAME or KIND/NAME; patterns.
+    #[serde(deserialize_with = "or_default")]
+    pub workload: List<Pattern>,
+    /// Pods with these labels: KEY or KEY=VALUE, and with commas several that hold together; values are patterns.
+    #[serde(deserialize_with = "or_default")]
+    pub label: List<Pattern>,
+    /// Likewise by their annotations.
+    #[serde(deserialize_with = "or_default")]
+    pub annotation: List<Pattern>,
+    /// Of pods only the containers with these names; patterns.
+    #[serde(deserialize_with = "or_default")]
+    pub container: List<Pattern>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

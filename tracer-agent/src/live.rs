@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod kubernetes;
 pub mod layout;
 pub mod load;
+pub mod pods;
 pub mod print;
 pub mod privileges;
 pub mod probes;

@@ -7,7 +7,10 @@ use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use globset::GlobMatcher;
 use tracer_agent::{
     filter::{Filter, StatusPattern, glob},
-    live::select::{Selection, Wish},
+    live::{
+        pods::PodWish,
+        select::{Selection, Wish},
+    },
     propagation::CORRELATION,
     protocol::{exchanges, is_token},
     stitch::Parents,
@@ -56,6 +59,7 @@ impl SelectionArguments {
             executables: self.executables.clone(),
             ports: self.ports.clone(),
             cgroups: self.cgroups.clone(),
+            pods: PodWish::default(),
         };
         let selection = Selection::of(&wish, starts).or_exit(Exit::Usage)?;
         if selection.is_empty() {

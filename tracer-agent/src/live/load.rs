@@ -245,10 +245,15 @@ impl Probes {
         fill(&mut self.ebpf, "NAMES", names)?;
         fill(&mut self.ebpf, "EXECUTABLES", files)?;
         fill(&mut self.ebpf, "PORTS", ports)?;
-        fill(&mut self.ebpf, "CGROUPS", cgroups)?;
+        self.set_cgroups(cgroups)?;
         let rules = selection.rules();
         let bytes = <Ruled>::try_from(rules.as_bytes()).context("rules have another size")?;
         self.rules.set(0, bytes, 0).context("the probes do not take the rules")
+    }
+
+    /// The cgroups that rules ask for.
+    pub fn set_cgroups(&mut self, cgroups: BTreeMap<u64, u32>) -> Result<()> {
+        fill(&mut self.ebpf, "CGROUPS", cgroups)
     }
 
     /// Tells the probes what to leave out.

@@ -15,6 +15,7 @@ use tracer_common::config::{File, Met, NAME_SIZE, RULES_MAX, Rules, condition};
 use super::{
     discover::{self, Seen},
     load::name_key,
+    pods::{PodRule, PodWish, Pods},
 };
 use crate::filter;
 
@@ -32,6 +33,7 @@ pub struct Wish {
     pub executables: Vec<String>,
     pub ports: Vec<u16>,
     pub cgroups: Vec<String>,
+    pub pods: PodWish,
 }
 
 /// Processes that meet a rule that includes them, and none that excludes them.
@@ -52,6 +54,9 @@ pub struct Rule {
     /// Those that are there, of those that were named.
     cgroups: Vec<Cgroup>,
     asks_cgroup: bool,
+    /// In pods alone, of which these are there.
+    pods: Option<PodRule>,
+    of_pods: Vec<Cgroup>,
     /// Those that exact paths of executables lead to.
     files: Vec<File>,
     /// Processes are named by what becomes of a command that is yet to be started.
@@ -67,7 +72,7 @@ pub struct Pattern {
 }
 
 #[derive(Clone, Debug)]
-struct Cgroup {
+pub(super) struct Cgroup {
     text: String,
     folder: PathBuf,
     id: u64,
@@ -90,6 +95,11 @@ impl Pattern {
         let is_glob = text.contains(['*', '?', '[', '{']);
         let glob = is_glob.then(|| filter::glob(text)).transpose().map_err(Error::msg)?;
         Ok(Self { text: text.to_owned(), glob })
+    }
+
+    /// That which is empty.
+    pub fn nothing() -> Self {
+        Self { text: String::new(), glob: None }
     }
 
     pub fn matches(&self, text: &str) -> bool {
@@ -179,7 +189,7 @@ impl Selection {
             for port in &rule.ports {
                 *compared.ports.entry(*port).or_default() |= bit;
             }
-            for cgroup in &rule.cgroups {
+            for cgroup in rule.cgroups() {
                 *compared.cgroups.entry(cgroup.id).or_default() |= bit;
             }
         }
@@ -227,7 +237,7 @@ impl Selection {
                 false => discover::with_descendants(&rule.pids)?,
             };
             let mut members = BTreeSet::new();
-            for cgroup in &rule.cgroups {
+            for cgroup in rule.cgroups() {
                 cgroup.members(&cgroup.folder, &mut members);
             }
             named.push((bit, descendants, members));
@@ -269,6 +279,37 @@ impl Selection {
         told.collect::<Vec<_>>().join(", and by ")
     }
 
+    /// Whether any rule is about pods.
+    pub fn asks_pods(&self) -> bool {
+        self.rules.iter().any(|rule| rule.pods.is_some())
+    }
+
+    /// The pods as they are now.
+    pub(super) fn set_pods(&mut self, pods: &Pods) {
+        for rule in &mut self.rules {
+            let Some(asked) = &rule.pods else { continue };
+            let mut found = pods.cgroups(asked);
+            if !rule.cgroups.is_empty() {
+                found
+                    .retain(|found| rule.cgroups.iter().any(|named| found.folder.starts_with(&named.folder)));
+            }
+            rule.of_pods = found;
+        }
+    }
+
+    /// Processes in these cgroups, with the rules that ask for them.
+    pub(super) fn members(&self, cgroups: &BTreeMap<u64, u32>) -> BTreeMap<u32, u32> {
+        let mut members = BTreeMap::new();
+        for (bit, rule) in self.bits() {
+            let mut inside = BTreeSet::new();
+            for cgroup in rule.cgroups().iter().filter(|cgroup| cgroups.contains_key(&cgroup.id)) {
+                cgroup.members(&cgroup.folder, &mut inside);
+            }
+            inside.into_iter().for_each(|process| *members.entry(process).or_default() |= bit);
+        }
+        members
+    }
+
     fn including(&self) -> impl Iterator<Item = &Rule> {
         self.rules.iter().filter(|rule| !rule.excludes)
     }
@@ -300,10 +341,17 @@ impl Rule {
                 .iter()
                 .filter_map(|text| Cgroup::find(text).map_err(|error| missing.push(error.to_string())).ok())
                 .collect(),
-            asks_cgroup: !wish.cgroups.is_empty(),
+            asks_cgroup: !wish.cgroups.is_empty() || !wish.pods.is_empty(),
+            pods: PodRule::new(&wish.pods)?,
+            of_pods: Vec::new(),
             starts_command: false,
             excludes,
         })
+    }
+
+    /// Those of which a process has to be in one.
+    fn cgroups(&self) -> &[Cgroup] {
+        if self.pods.is_some() { &self.of_pods } else { &self.cgroups }
     }
 
     /// Kinds of conditions that it has.
@@ -435,6 +483,8 @@ impl fmt::Display for Rule {
         words.extend(self.executables.iter().map(|pattern| format!("--exe {}", quoted(&pattern.text))));
         words.extend(self.ports.iter().map(|port| format!("--port {port}")));
         words.extend(self.cgroups.iter().map(|cgroup| format!("--cgroup {}", cgroup.text)));
+        let pods = self.pods.iter().flat_map(|pods| pods.wish().words());
+        words.extend(pods.map(|(flag, text)| format!("{flag} {}", quoted(text))));
         f.write_str(&words.join(" "))
     }
 }
@@ -467,6 +517,11 @@ impl Cgroup {
         Ok(Self { text: text.to_owned(), folder, id: found.ino() })
     }
 
+    pub(super) fn at(folder: &Path) -> Option<Self> {
+        let id = fs::metadata(folder).ok()?.ino();
+        Some(Self { text: folder.display().to_string(), folder: folder.to_owned(), id })
+    }
+
     /// Its processes, and those of the cgroups in it.
     fn members(&self, folder: &Path, members: &mut BTreeSet<u32>) {
         let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
@@ -480,7 +535,7 @@ impl Cgroup {
 }
 
 /// Where the cgroup v2 tree is mounted.
-fn cgroup_root() -> Result<PathBuf> {
+pub(super) fn cgroup_root() -> Result<PathBuf> {
     discover::mounted("cgroup2").ok_or_else(|| anyhow!("no cgroup v2 tree is mounted: --cgroup needs one"))
 }
 

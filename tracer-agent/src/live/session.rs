@@ -13,7 +13,7 @@ use aya::maps::{MapData, RingBuf};
 use rustix::event::{Timespec, epoll};
 
 use tracer_common::{
-    config::{Counter, Met, Selected, surviving_exec},
+    config::{Counter, Met, Selected, condition, surviving_exec},
     record::Process,
 };
 use zerocopy::IntoBytes;
@@ -25,6 +25,7 @@ use super::{
     gate::User,
     kubernetes::Watcher,
     load::Probes,
+    pods::Pods,
     print::Printer,
     ring::{Losses, Peak},
     select::Selection,
@@ -89,6 +90,7 @@ pub struct Session {
     sockets: UnixSockets,
     /// Tells of pods, where somebody asks for that.
     watcher: Option<Watcher>,
+    pods: Pods,
     pipeline: Pipeline,
     /// Processes that were chosen so far.
     pub chosen: u64,
@@ -136,6 +138,7 @@ impl Session {
             selection,
             sockets: UnixSockets::start(),
             watcher: None,
+            pods: Pods::default(),
             chosen: 0,
             may_be_deserted: true,
             pipeline: Pipeline::new(limits),
@@ -192,7 +195,13 @@ impl Session {
     /// not chosen any more.
     pub fn set_selection(&mut self, selection: Selection) -> Result<()> {
         self.selection = selection;
+        self.selection.set_pods(&self.pods);
         self.probes.set_rules(&self.selection)?;
+        self.look_at_all()
+    }
+
+    /// All processes are compared with the selection as it is now.
+    fn look_at_all(&mut self) -> Result<()> {
         // A child that is forked meanwhile has what its parent had: it is looked at with the next turn.
         for _ in 0..SCANS {
             let seen = self.selection.scan()?;
@@ -352,13 +361,46 @@ impl Session {
         Ok(Turn::More)
     }
 
+    /// Pods came, went or changed: what starts in them is chosen by the probes from here on, and what runs there
+    /// already now.
+    fn follow_pods(&mut self) -> Result<()> {
+        let before = self.selection.compared().cgroups;
+        self.selection.set_pods(&self.pods);
+        let after = self.selection.compared().cgroups;
+        if before == after {
+            return Ok(());
+        }
+        self.probes.set_cgroups(after.clone())?;
+        let stays = before.iter().all(|(cgroup, rules)| after.get(cgroup) == Some(rules));
+        if !stays {
+            return self.look_at_all();
+        }
+        let new = after.into_iter().filter(|(cgroup, _)| !before.contains_key(cgroup)).collect();
+        for (process, rules) in self.selection.members(&new) {
+            let Some(seen) = Seen::of(process) else { continue };
+            let mut met = self.selection.met_by(&seen);
+            met[condition::CGROUP] |= rules;
+            if self.probes.selected(process).chosen == 0 {
+                self.choose(process, &seen, met)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes what is told of pods, and asks who is behind addresses.
     fn hear(&mut self) -> Result<usize> {
-        let mut heard = 0;
+        let (mut heard, mut changed) = (0, false);
         while heard < OBJECTS {
             let Some(object) = self.watcher.as_mut().and_then(Watcher::poll) else { break };
             heard += 1;
+            changed |= self.pods.handle(&object);
             self.handle(&own::object(clock::monotonic(), &object))?;
+        }
+        if self.selection.asks_pods() {
+            changed |= self.pods.look(clock::monotonic());
+            if changed {
+                self.follow_pods()?;
+            }
         }
         while self.watcher.as_ref().is_some_and(Watcher::has_room) {
             let Some(address) = self.pipeline.poll_peer() else { break };

@@ -12,6 +12,7 @@ use tracer_agent::{
     live::{
         facts,
         kubernetes::{self, Kept, Peers, Place},
+        pods::PodWish,
         print::Format,
         select::{Selection, Wish},
         send::{
@@ -73,7 +74,14 @@ impl Shares {
 
 impl Plan {
     pub(crate) fn new(config: &Config) -> Result<Self> {
+        let kubernetes = watched(config)?;
         let selection = Self::selection(config)?;
+        if kubernetes.is_none() && selection.asks_pods() {
+            bail!(
+                "select: rules about pods need the API of Kubernetes: set kubernetes.enabled to on, or \
+                 kubernetes.kubeconfig"
+            );
+        }
         let shares = Shares::of(config.budgets.memory.0);
         let correlation = config.stitching.correlation_headers.0.iter().map(|header| &header.0);
         let endpoints = endpoints(&config.export.otlp, shares.queue)?;
@@ -125,14 +133,22 @@ impl Plan {
                 Print::Text => Format::Text,
                 Print::Json => Format::Json,
             },
-            kubernetes: watched(&config.kubernetes)?,
+            kubernetes,
             shares,
         })
     }
 
     pub(super) fn selection(config: &Config) -> Result<Selection> {
         let wishes = |rules: &[Rule]| rules.iter().map(wish).collect::<Vec<_>>();
-        Selection::new(&wishes(&config.select.include), &wishes(&config.select.exclude))
+        let (mut include, mut exclude) = (wishes(&config.select.include), wishes(&config.select.exclude));
+        // A pod may say for itself: to be traced where pods are traced at all, or not to be in any case.
+        if is_asked(&config.kubernetes) {
+            if include.iter().any(|wish| !wish.pods.is_empty()) {
+                include.push(says_of_itself("true"));
+            }
+            exclude.push(says_of_itself("false"));
+        }
+        Selection::new(&include, &exclude)
     }
 
     pub(super) fn tell_missing(&self) {
@@ -156,22 +172,37 @@ impl Plan {
     }
 }
 
-/// None where there is no Kubernetes, or nobody wants to hear of it.
-fn watched(said: &Kubernetes) -> Result<Option<kubernetes::Options>> {
-    let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-    let in_cluster = variable("KUBERNETES_SERVICE_HOST").is_some();
-    let wanted = match said.enabled {
-        Enabled::Auto => in_cluster || said.kubeconfig.is_some(),
+fn says_of_itself(answer: &str) -> Wish {
+    let annotations = vec![format!("{}={answer}", kubernetes::OPT)];
+    Wish { pods: PodWish { annotations, ..PodWish::default() }, ..Wish::default() }
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var_os(name)?.into_string().ok().filter(|value| !value.is_empty())
+}
+
+fn is_in_cluster() -> bool {
+    variable("KUBERNETES_SERVICE_HOST").is_some()
+}
+
+fn is_asked(said: &Kubernetes) -> bool {
+    match said.enabled {
+        Enabled::Auto => is_in_cluster() || said.kubeconfig.is_some(),
         Enabled::On => true,
         Enabled::Off => false,
-    };
-    if !wanted {
+    }
+}
+
+/// None where there is no Kubernetes, or nobody wants to hear of it.
+fn watched(config: &Config) -> Result<Option<kubernetes::Options>> {
+    let said = &config.kubernetes;
+    if !is_asked(said) {
         return Ok(None);
     }
     let place = match &said.kubeconfig {
         Some(path) => Place::File(path.clone()),
         None if variable("KUBECONFIG").is_some() => Place::Variable,
-        None if in_cluster => Place::Cluster,
+        None if is_in_cluster() => Place::Cluster,
         None => bail!(
             "kubernetes.enabled is on, and nothing says where the API is: this is no pod, and neither \
              kubernetes.kubeconfig nor KUBECONFIG names a file"
@@ -181,8 +212,16 @@ fn watched(said: &Kubernetes) -> Result<Option<kubernetes::Options>> {
         patterns.0.iter().map(|pattern| pattern.0.clone()).collect::<Vec<_>>()
     };
     let (labels, annotations) = (texts(&said.labels), texts(&said.annotations));
-    let kept = Kept::new(labels.iter().map(String::as_str), annotations.iter().map(String::as_str))
-        .map_err(|error| anyhow!("kubernetes: {error}"))?;
+    // Those that rules ask for are kept for them.
+    let rules = config.select.include.iter().chain(&config.select.exclude);
+    let wishes: Vec<PodWish> = rules.map(|rule| wish(rule).pods).collect();
+    let labels =
+        labels.iter().map(String::as_str).chain(wishes.iter().flat_map(|wish| PodWish::keys(&wish.labels)));
+    let annotations = annotations
+        .iter()
+        .map(String::as_str)
+        .chain(wishes.iter().flat_map(|wish| PodWish::keys(&wish.annotations)));
+    let kept = Kept::new(labels, annotations).map_err(|error| anyhow!("kubernetes: {error}"))?;
     let node = said.node.clone().or_else(|| variable("NODE_NAME")).unwrap_or_else(facts::host_name);
     Ok(Some(kubernetes::Options {
         place,
@@ -206,6 +245,14 @@ fn wish(rule: &Rule) -> Wish {
         executables: texts(&rule.exe),
         ports: rule.port.0.clone(),
         cgroups: rule.cgroup.0.clone(),
+        pods: PodWish {
+            namespaces: texts(&rule.namespace),
+            pods: texts(&rule.pod),
+            workloads: texts(&rule.workload),
+            labels: texts(&rule.label),
+            annotations: texts(&rule.annotation),
+            containers: texts(&rule.container),
+        },
     }
 }
 
