@@ -30,7 +30,7 @@ use tracer_agent::{
 
 use super::{
     Exit, Failure, OrExit,
-    choice::{FilterArguments, SelectionArguments, StitchingArguments},
+    choice::{Choice, FilterArguments, SelectionArguments, StitchingArguments},
     otlp::OtlpArguments,
     parse_duration, parse_size,
 };
@@ -163,7 +163,7 @@ pub(crate) fn run(
     output: &Output,
     recording: Option<PathBuf>,
 ) -> Result<Exit, Failure> {
-    let selection = chosen.selection()?;
+    let Choice { selection, watcher, told: pods } = chosen.choice()?;
     for pid in selection.pids() {
         check_process(pid)?;
     }
@@ -217,6 +217,9 @@ pub(crate) fn run(
             edges: output.edges(),
         };
         let mut session = Session::start(probes, selection, limits, outputs)?;
+        if let Some(watcher) = watcher {
+            session.set_watcher(watcher, pods)?;
+        }
         session.count = bounds.count;
         session.copy_all = bounds.copy_all;
         match &mut command {

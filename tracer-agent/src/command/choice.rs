@@ -6,8 +6,11 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use globset::GlobMatcher;
 use tracer_agent::{
+    enrich::kubernetes::Object,
     filter::{Filter, StatusPattern, glob},
     live::{
+        facts,
+        kubernetes::{self, Kept, Watcher},
         pods::PodWish,
         select::{Selection, Wish},
     },
@@ -17,6 +20,9 @@ use tracer_agent::{
 };
 
 use super::{Exit, Failure, OrExit, parse_duration};
+
+/// So long is waited for Kubernetes to tell of the pods of this node.
+const HEARD: Duration = Duration::from_secs(10);
 
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Selection (values of one kind are alternatives, kinds have to hold together)")]
@@ -41,13 +47,50 @@ pub(crate) struct SelectionArguments {
     #[arg(long = "cgroup", value_name = "PATH")]
     pub(crate) cgroups: Vec<String>,
 
+    /// Processes of this pod, NAME or NAMESPACE/NAME; a pattern in quotes. This and what follows asks the API of
+    /// Kubernetes (KUBECONFIG, ~/.kube/config, or the pod's own account) for the pods of this node (NODE_NAME, or
+    /// the name of the host)
+    #[arg(long = "pod", value_name = "[NS/]NAME|GLOB")]
+    pub(crate) pods: Vec<String>,
+
+    /// Processes of the pods of this namespace
+    #[arg(long = "namespace", value_name = "NS|GLOB")]
+    pub(crate) namespaces: Vec<String>,
+
+    /// Processes of pods with this label; several that have to hold together with commas
+    #[arg(long = "label", value_name = "KEY[=VALUE]")]
+    pub(crate) labels: Vec<String>,
+
     /// A command to start and trace, with its children
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
 
 impl SelectionArguments {
-    pub(crate) fn selection(&self) -> Result<Selection, Failure> {
+    pub(crate) fn choice(&self) -> Result<Choice, Failure> {
+        let mut selection = self.selection()?;
+        if !selection.asks_pods() {
+            return Ok(Choice { selection, watcher: None, told: Vec::new() });
+        }
+        let mut watcher = Watcher::start(self.options().or_exit(Exit::Usage)?)?;
+        let told = watcher.wait(HEARD).or_exit(Exit::CannotCapture)?;
+        selection.set_pods_told(&told);
+        Ok(Choice { selection, watcher: Some(watcher), told })
+    }
+
+    fn options(&self) -> Result<kubernetes::Options, anyhow::Error> {
+        let place = kubernetes::Place::usual().ok_or_else(|| {
+            anyhow!(
+                "pods are asked for, and nothing says where the API of Kubernetes is: set KUBECONFIG, or run it in a pod"
+            )
+        })?;
+        let keys = PodWish::keys(&self.labels);
+        let kept = Kept::new(keys, []).map_err(|error| anyhow!("--label: {error}"))?;
+        let node = super::variable("NODE_NAME").unwrap_or_else(facts::host_name);
+        Ok(kubernetes::Options { place, node, cluster: None, kept, peers: kubernetes::Peers::Node })
+    }
+
+    fn selection(&self) -> Result<Selection, Failure> {
         let starts = !self.command.is_empty();
         if !self.pids.is_empty() && starts {
             let error = anyhow!("--pid and a command exclude each other");
@@ -59,18 +102,30 @@ impl SelectionArguments {
             executables: self.executables.clone(),
             ports: self.ports.clone(),
             cgroups: self.cgroups.clone(),
-            pods: PodWish::default(),
+            pods: PodWish {
+                namespaces: self.namespaces.clone(),
+                pods: self.pods.clone(),
+                labels: self.labels.clone(),
+                ..PodWish::default()
+            },
         };
         let selection = Selection::of(&wish, starts).or_exit(Exit::Usage)?;
         if selection.is_empty() {
             let error = anyhow!(
-                "nothing is selected: name processes with --pid, --command, --exe, --port or --cgroup, \
-                 or a command after --"
+                "nothing is selected: name processes with --pid, --command, --exe, --port, --cgroup, \
+                 --pod, --namespace or --label, or a command after --"
             );
             return Err(Failure::new(Exit::Usage, error));
         }
         Ok(selection)
     }
+}
+
+/// What was chosen, with what was heard of pods for it.
+pub(crate) struct Choice {
+    pub(crate) selection: Selection,
+    pub(crate) watcher: Option<Watcher>,
+    pub(crate) told: Vec<Object>,
 }
 
 #[derive(Args, Debug)]

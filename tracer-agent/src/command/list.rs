@@ -62,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         let error = anyhow!("`list` starts no command: name processes that run");
         return Err(Failure::new(Exit::Usage, error));
     }
-    let selection = arguments.selection.selection()?;
+    let selection = arguments.selection.choice()?.selection;
     let listing = listing(&selection, selection.scan()?);
     if arguments.json {
         let json = serde_json::to_string_pretty(&listing).map_err(anyhow::Error::from)?;

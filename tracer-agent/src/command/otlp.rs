@@ -124,20 +124,15 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
-/// A variable that is empty is as one that is not set.
-fn read(name: &str) -> Option<String> {
-    std::env::var_os(name)?.into_string().ok().filter(|value| !value.is_empty())
-}
-
 fn traces(suffix: &str) -> Option<String> {
-    read(&format!("OTEL_EXPORTER_OTLP_TRACES_{suffix}"))
+    super::variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{suffix}"))
 }
 
 /// With the name that it was found by.
 fn variable(suffix: &str) -> Option<(String, String)> {
     ["OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_"].into_iter().find_map(|prefix| {
         let name = format!("{prefix}{suffix}");
-        read(&name).map(|value| (name, value))
+        super::variable(&name).map(|value| (name, value))
     })
 }
 

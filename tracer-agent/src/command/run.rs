@@ -111,7 +111,7 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
     let mut session = Session::start(probes, plan.selection, plan.limits, outputs)?;
     if let Some(options) = plan.kubernetes {
         tracing::info!("kubernetes: the pods of node {} are asked for", options.node);
-        session.set_watcher(Watcher::start(options)?);
+        session.set_watcher(Watcher::start(options)?, Vec::new())?;
     }
     let found = session.scan()?;
     match found.len() {

@@ -12,10 +12,10 @@ mod slim;
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 pub use self::{
@@ -35,6 +35,9 @@ use crate::enrich::kubernetes::{Object, Watch};
 const OBJECTS: usize = 1024;
 const NEWS: usize = 256;
 const ASKS: usize = 1024;
+
+/// How often is looked while somebody waits.
+const STEP: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -122,6 +125,33 @@ impl Watcher {
     /// What is new, in the order in which it is to be told.
     pub fn poll(&mut self) -> Option<Object> {
         self.objects.try_recv().ok()
+    }
+
+    /// All that is told until the pods of the node are known, which may take so long.
+    pub fn wait(&mut self, most: Duration) -> Result<Vec<Object>> {
+        #[allow(clippy::disallowed_methods, reason = "a bound for a wait, of which nothing else depends")]
+        let until = Instant::now() + most;
+        let mut told = Vec::new();
+        loop {
+            while let Some(object) = self.poll() {
+                told.push(object);
+            }
+            let state = self.state();
+            let heard = told.iter().any(|object| matches!(object, Object::Watch(Watch { pods: true, .. })));
+            if heard && state.pending == 0 {
+                return Ok(told);
+            }
+            #[allow(clippy::disallowed_methods, reason = "a bound for a wait, of which nothing else depends")]
+            let over = Instant::now() >= until;
+            let pods = state.hearing.into_iter().find(|hearing| hearing.what == "pods");
+            match pods.and_then(|pods| Some((pods.denied, pods.error?))) {
+                Some((denied, error)) if denied || over => {
+                    bail!("Kubernetes does not tell its pods: {error}")
+                }
+                _ if over => bail!("Kubernetes did not tell its pods within {} s", most.as_secs()),
+                _ => std::thread::sleep(STEP),
+            }
+        }
     }
 
     /// Asks who is behind an address: it is told, and told again when that changes. False if there is no room for

@@ -17,7 +17,7 @@ use super::{
     load::name_key,
     pods::{PodRule, PodWish, Pods},
 };
-use crate::filter;
+use crate::{enrich::kubernetes::Object, filter};
 
 /// The kernel cuts the name of a process (`TASK_COMM_LEN`).
 const COMMAND_MAX: usize = 15;
@@ -282,6 +282,16 @@ impl Selection {
     /// Whether any rule is about pods.
     pub fn asks_pods(&self) -> bool {
         self.rules.iter().any(|rule| rule.pods.is_some())
+    }
+
+    /// The pods that were told of until now.
+    pub fn set_pods_told(&mut self, told: &[Object]) {
+        let mut pods = Pods::default();
+        for object in told {
+            pods.handle(object);
+        }
+        pods.look(1);
+        self.set_pods(&pods);
     }
 
     /// The pods as they are now.

@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     capture::{self, Life, Record, own},
+    enrich::kubernetes::Object,
     filter::Filter,
     observe::Observer,
     pipeline::{Limits, Pipeline},
@@ -231,9 +232,14 @@ impl Session {
         &self.selection
     }
 
-    /// What it says of pods enters from here on.
-    pub fn set_watcher(&mut self, watcher: Watcher) {
+    /// What it says of pods enters from here on, after what it has told already.
+    pub fn set_watcher(&mut self, watcher: Watcher, told: Vec<Object>) -> Result<()> {
         self.watcher = Some(watcher);
+        for object in told {
+            self.pods.handle(&object);
+            self.handle(&own::object(clock::monotonic(), &object))?;
+        }
+        Ok(())
     }
 
     pub fn watcher(&self) -> Option<&Watcher> {

@@ -27,6 +27,8 @@ use tracer_agent::{
     route, sample, stitch,
 };
 
+use super::super::variable;
+
 pub(crate) struct Plan {
     pub(super) selection: Selection,
     pub(super) limits: Limits,
@@ -175,10 +177,6 @@ impl Plan {
 fn says_of_itself(answer: &str) -> Wish {
     let annotations = vec![format!("{}={answer}", kubernetes::OPT)];
     Wish { pods: PodWish { annotations, ..PodWish::default() }, ..Wish::default() }
-}
-
-fn variable(name: &str) -> Option<String> {
-    env::var_os(name)?.into_string().ok().filter(|value| !value.is_empty())
 }
 
 fn is_in_cluster() -> bool {

@@ -61,6 +61,21 @@ pub enum Place {
     Cluster,
 }
 
+impl Place {
+    /// Where it is usually said; none if nowhere.
+    pub fn usual() -> Option<Self> {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        if variable("KUBECONFIG").is_some() {
+            return Some(Self::Variable);
+        }
+        let file = variable("HOME").map(|home| PathBuf::from(home).join(".kube/config"));
+        match file.filter(|file| file.is_file()) {
+            Some(file) => Some(Self::File(file)),
+            None => variable("KUBERNETES_SERVICE_HOST").map(|_| Self::Cluster),
+        }
+    }
+}
+
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum Trouble {
