@@ -3,7 +3,9 @@
 mod bench;
 mod captures;
 mod demo;
+mod deploy;
 mod fuzz;
+mod image;
 mod kernels;
 mod setup;
 mod shell;
@@ -32,6 +34,8 @@ enum Task {
     Soak(soak::Arguments),
     /// Explore the entrances of bytes with a fuzzer, some minutes each
     Fuzz(fuzz::Arguments),
+    /// Write the container image, static and without a shell, as a file that ctr, docker and podman load
+    Image(image::Arguments),
     /// Record tests/captures anew, and take the spans of it as they are; as root
     Captures,
     /// Run every test: format, lints, licences, unit, snapshot, property and live tests
@@ -57,6 +61,7 @@ fn run() -> anyhow::Result<()> {
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Soak(arguments) => soak::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
+        Task::Image(arguments) => image::run(&arguments),
         Task::Captures => captures::run(),
         Task::Test(arguments) => test::run(&arguments),
     }

@@ -4,7 +4,10 @@ use std::{ffi::OsStr, process::Command};
 
 use anyhow::{Result, bail};
 
-use crate::shell::{self, Toolchain, as_root, output, run as execute, works};
+use crate::{
+    image,
+    shell::{self, Toolchain, as_root, output, run as execute, works},
+};
 
 /// The LLVM of the pinned compiler; bpf-linker has to be built with it, or a newer one.
 const LLVM: &str = "22";
@@ -211,6 +214,48 @@ fn install_deny(toolchain: &Toolchain) -> Result<()> {
         "--version",
         &format!("^{DENY}"),
     ]))
+}
+
+/// What a program without libraries of the system is built with: Rust's library for it, and a C compiler for ring.
+pub(crate) fn install_static(toolchain: &Toolchain) -> Result<()> {
+    let Toolchain::Rustup(channel) = toolchain else {
+        bail!("Debian's Rust has no library for {}: rustup (https://rustup.rs) has it", image::TARGET);
+    };
+    let installed = output("rustup", &["target", "list", "--installed", "--toolchain", channel]);
+    if !installed.is_some_and(|list| list.lines().any(|target| target == image::TARGET)) {
+        println!("setup: Rust's library for {}", image::TARGET);
+        execute(Command::new("rustup").args(["target", "add", image::TARGET, "--toolchain", channel]))?;
+    }
+    install_packages(&["musl-tools", "ca-certificates"])
+}
+
+/// What renders deploy/: program, version, and the module that Go builds it from.
+const RENDERERS: [(&str, &str, &str); 2] = [
+    ("helm", "v3.22.0", "helm.sh/helm/v3/cmd/helm"),
+    ("kustomize", "v5.8.2", "sigs.k8s.io/kustomize/kustomize/v5"),
+];
+
+/// Builds in the folder what is not there in its version: another one renders in another way.
+pub(crate) fn install_renderers(folder: &std::path::Path) -> Result<()> {
+    for (name, version, module) in RENDERERS {
+        let program = folder.join(name).display().to_string();
+        let built = output("go", &["version", "-m", &program]).unwrap_or_default();
+        if built.lines().any(|line| line.trim_start().starts_with("mod") && line.contains(version)) {
+            continue;
+        }
+        println!("setup: {name} {version}, from its Go module (a minute or two)");
+        if !works("go", &["version"]) {
+            install_packages(&["golang-go"])?;
+        }
+        execute(
+            Command::new("go")
+                .env("GOBIN", folder)
+                .env("CGO_ENABLED", "0")
+                .args(["install", "-trimpath", "-ldflags=-s -w"])
+                .arg(format!("{module}@{version}")),
+        )?;
+    }
+    Ok(())
 }
 
 /// The driver of the fuzzer.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    fuzz, kernels, setup,
+    deploy, fuzz, kernels, setup,
     shell::{self, Toolchain},
 };
 
@@ -39,6 +39,8 @@ enum Step {
     Unit,
     /// What the fuzzer found, again
     Corpus,
+    /// What deploy/ renders to
+    Deploy,
     /// Real servers under the real probes; as root
     Live,
     /// Some of that with each of the other ways to see bytes
@@ -47,13 +49,14 @@ enum Step {
     Reproduce,
 }
 
-const ALL: [Step; 9] = [
+const ALL: [Step; 10] = [
     Step::Format,
     Step::Lint,
     Step::Deny,
     Step::Core,
     Step::Unit,
     Step::Corpus,
+    Step::Deploy,
     Step::Live,
     Step::Modes,
     Step::Reproduce,
@@ -80,6 +83,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Step::Core => core(&toolchain)?,
             Step::Unit => unit(&toolchain)?,
             Step::Corpus => fuzz::replay(&toolchain)?,
+            Step::Deploy => deploy::test(&toolchain)?,
             Step::Live => live(&toolchain)?,
             Step::Modes => modes(&toolchain)?,
             Step::Reproduce => reproduce(&toolchain)?,

@@ -1,0 +1,76 @@
+//! The step `deploy` of `cargo xtask test`: what deploy/ renders to.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    setup,
+    shell::{self, Toolchain},
+};
+
+/// Where programs are that Go builds, those of the cluster of the tests among them.
+pub(crate) fn programs() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("CLUSTER_CACHE") {
+        return Ok(PathBuf::from(folder).join("bin"));
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
+    Ok(cache.context("there is no home folder")?.join("tracer-cluster/bin"))
+}
+
+/// Renders the manifests and the chart, and looks whether they are as they were, and the same. Where KUBECONFIG
+/// names an API server, that is asked too.
+pub(crate) fn test(toolchain: &Toolchain) -> Result<()> {
+    let folder = programs()?;
+    setup::install_renderers(&folder)?;
+    // It says itself what it thinks of the configurations.
+    shell::run(shell::cargo(toolchain).args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "tracer-agent",
+    ]))?;
+    shell::run(tests(toolchain, &folder).arg("--").arg("--test-threads=2"))?;
+    if std::env::var_os("KUBECONFIG").is_some() {
+        return test_server(toolchain, None);
+    }
+    println!("KUBECONFIG names no API server: none was asked what it thinks of the manifests");
+    Ok(())
+}
+
+/// Whether an API server (by default that of KUBECONFIG) takes what is rendered.
+pub(crate) fn test_server(toolchain: &Toolchain, kubeconfig: Option<&Path>) -> Result<()> {
+    let folder = programs()?;
+    setup::install_renderers(&folder)?;
+    let mut command = tests(toolchain, &folder);
+    if let Some(path) = kubeconfig {
+        command.env("KUBECONFIG", path);
+    }
+    shell::run(command.args([
+        "--",
+        "--ignored",
+        "--exact",
+        "an_api_server_takes_the_manifests_and_the_chart",
+    ]))
+}
+
+fn tests(toolchain: &Toolchain, folder: &Path) -> Command {
+    let mut command = shell::cargo(toolchain);
+    command.args(["test", "--locked", "--package", "tracer-tests", "--test", "deploy"]);
+    command.env("TRACER_PROGRAM", shell::target().join("release/tracer"));
+    for (variable, name) in
+        [("TRACER_HELM", "helm"), ("TRACER_KUSTOMIZE", "kustomize"), ("TRACER_KUBECTL", "kubectl")]
+    {
+        let path = folder.join(name);
+        // kubectl may be on the path alone.
+        command.env(variable, if path.exists() { path.as_os_str() } else { OsStr::new(name) });
+    }
+    command
+}
