@@ -54,8 +54,13 @@ fn helm(arguments: &[&str]) -> Command {
     command
 }
 
+/// Without a server: a helm that `go install` built takes the version for an old one, if none is said.
+fn template(release: &str, namespace: &str) -> Command {
+    helm(&["template", release, CHART, "--namespace", namespace, "--kube-version", "1.30.0"])
+}
+
 fn chart(arguments: &[&str]) -> String {
-    said(helm(&["template", "tracer", CHART, "--namespace", "tracer"]).args(arguments))
+    said(template("tracer", "tracer").args(arguments))
 }
 
 /// The documents by kind and name, with the configuration read as the YAML that it is.
@@ -155,7 +160,7 @@ fn wrong_values_are_refused_with_the_reason() {
         ("config.export.otlp[0].url=collector:4318", "url"),
         ("terminationGracePeriodSeconds=1", "terminationGracePeriodSeconds"),
     ] {
-        let output = output(&mut helm(&["template", "tracer", CHART, "--set", wrong]));
+        let output = output(template("tracer", "tracer").args(["--set", wrong]));
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && errors.contains(reason), "{wrong}: {errors}");
     }
@@ -164,7 +169,7 @@ fn wrong_values_are_refused_with_the_reason() {
 /// Each release reads only what it needs, and leaves its own namespace out.
 #[test]
 fn releases_in_other_namespaces_have_names_of_their_own() {
-    let text = said(&mut helm(&["template", "blue", CHART, "--namespace", "watch"]));
+    let text = said(&mut template("blue", "watch"));
     let objects = objects(&text);
     assert!(objects.contains_key("ClusterRole/blue-tracer-watch"), "{:?}", objects.keys());
     let excluded =
@@ -182,6 +187,11 @@ fn all_say_the_same_version() {
     let manifests = yaml("deploy/kubernetes/kustomization.yaml");
     assert_eq!(manifests["images"][0]["newTag"], version);
     assert_eq!(manifests["labels"][0]["pairs"]["app.kubernetes.io/version"], version);
+    // A component has its own: the labels of the base do not reach it.
+    for file in ["service", "servicemonitor"] {
+        let object = yaml(&format!("{MANIFESTS}/components/servicemonitor/{file}.yaml"));
+        assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/version"], version, "{file}");
+    }
     let file = read("deploy/Containerfile");
     assert!(file.contains(&format!("org.opencontainers.image.version=\"{version}\"")));
     assert!(file.contains(&format!("localhost/tracer:{version}")));
