@@ -54,6 +54,12 @@ fn helm(arguments: &[&str]) -> Command {
     command
 }
 
+fn kubectl(arguments: &[&str]) -> Command {
+    let mut command = program("TRACER_KUBECTL", "kubectl");
+    command.args(arguments);
+    command
+}
+
 /// Without a server: a helm that `go install` built takes the version for an old one, if none is said.
 fn template(release: &str, namespace: &str) -> Command {
     helm(&["template", release, CHART, "--namespace", namespace, "--kube-version", "1.30.0"])
@@ -238,11 +244,6 @@ fn the_agent_takes_the_configurations() {
 #[test]
 #[ignore = "asks the API server of KUBECONFIG"]
 fn an_api_server_takes_the_manifests_and_the_chart() {
-    let kubectl = |arguments: &[&str]| {
-        let mut command = program("TRACER_KUBECTL", "kubectl");
-        command.args(arguments);
-        command
-    };
     let folder = std::env::temp_dir().join(format!("tracer-deploy-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     let is_there = output(&mut kubectl(&["get", "namespace", "tracer"])).status.success();
@@ -280,4 +281,33 @@ fn an_api_server_takes_the_manifests_and_the_chart() {
         let warnings = errors.lines().filter(|line| !line.contains("last-applied-configuration"));
         assert_eq!(warnings.collect::<Vec<_>>(), Vec::<&str>::new(), "{name}");
     }
+}
+
+/// In a namespace of its own, for as long as the test takes: what is installed is all gone again.
+#[test]
+#[ignore = "changes the cluster of KUBECONFIG"]
+fn a_release_comes_and_goes() {
+    let namespace = format!("tracer-test-{}", std::process::id());
+    let release = ["eyes", CHART, "--namespace", &namespace];
+    let labelled = || {
+        let kinds = "daemonsets,configmaps,serviceaccounts,clusterroles,clusterrolebindings";
+        let label = "app.kubernetes.io/instance=eyes";
+        said(&mut kubectl(&["get", kinds, "--all-namespaces", "--selector", label, "--output", "name"]))
+    };
+    let reads_services = || {
+        let role = format!("eyes-tracer-{namespace}");
+        said(&mut kubectl(&["get", "clusterrole", &role, "--output", "yaml"])).contains("endpointslices")
+    };
+    assert_eq!(labelled(), "", "a release of this name is there already");
+    said(helm(&["install", "--create-namespace"]).args(release));
+    let installed = labelled();
+    let read = reads_services();
+    said(helm(&["upgrade", "--set", "config.kubernetes.peers=none"]).args(release));
+    let reads = reads_services();
+    said(&mut helm(&["uninstall", "eyes", "--namespace", &namespace, "--wait"]));
+    let left = labelled();
+    said(&mut kubectl(&["delete", "namespace", &namespace, "--wait=false"]));
+    assert_eq!(installed.lines().count(), 5, "{installed}");
+    assert!(read && !reads, "the role does not follow what is watched");
+    assert_eq!(left, "");
 }

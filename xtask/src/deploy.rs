@@ -45,7 +45,11 @@ pub(crate) fn test(toolchain: &Toolchain) -> Result<()> {
     Ok(())
 }
 
-/// Whether an API server (by default that of KUBECONFIG) takes what is rendered.
+/// What an API server has to be there for.
+const WITH_A_SERVER: [&str; 2] =
+    ["an_api_server_takes_the_manifests_and_the_chart", "a_release_comes_and_goes"];
+
+/// Whether an API server (by default that of KUBECONFIG) takes what is rendered, and lets go of a release.
 pub(crate) fn test_server(toolchain: &Toolchain, kubeconfig: Option<&Path>) -> Result<()> {
     let folder = programs()?;
     setup::install_renderers(&folder)?;

@@ -37,8 +37,20 @@ const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// Those that files are in, and those that a container runtime mounts something on.
-const FOLDERS: [&str; 9] =
-    ["dev", "etc", "etc/ssl", "etc/ssl/certs", "etc/tracer", "proc", "sys", "usr", "usr/bin"];
+const FOLDERS: [&str; 12] = [
+    "dev",
+    "etc",
+    "etc/ssl",
+    "etc/ssl/certs",
+    "etc/tracer",
+    "proc",
+    "run",
+    "sys",
+    "usr",
+    "usr/bin",
+    "var",
+    "var/run",
+];
 
 /// The same bytes whenever it is built.
 const CREATED: &str = "1970-01-01T00:00:00Z";
