@@ -16,22 +16,22 @@ use crate::{
 pub(crate) struct Arguments {
     /// The file to write
     #[arg(long, value_name = "FILE", default_value = "tracer.tar")]
-    out: PathBuf,
+    pub(crate) out: PathBuf,
 
     /// The name of the image
     #[arg(long, value_name = "NAME:TAG", default_value = NAME)]
-    tag: String,
+    pub(crate) tag: String,
 
     /// The authorities that the tracer trusts when it sends (PEM)
     #[arg(long, value_name = "FILE", default_value = AUTHORITIES)]
-    authorities: PathBuf,
+    pub(crate) authorities: PathBuf,
 }
 
 /// What deploy/ asks for.
-const NAME: &str = concat!("localhost/tracer:", env!("CARGO_PKG_VERSION"));
+pub(crate) const NAME: &str = concat!("localhost/tracer:", env!("CARGO_PKG_VERSION"));
 
 /// Where Debian has them, and where the tracer looks for them in the image.
-const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+pub(crate) const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Without a library of the system: there is none in the image.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-musl";
@@ -56,10 +56,13 @@ const FOLDERS: [&str; 12] = [
 const CREATED: &str = "1970-01-01T00:00:00Z";
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    write(&setup::ensure(false)?, arguments)
+}
+
+pub(crate) fn write(toolchain: &Toolchain, arguments: &Arguments) -> Result<()> {
     ensure!(is_name(&arguments.tag), "{}: an image is called NAME:TAG", arguments.tag);
-    let toolchain = setup::ensure(false)?;
-    setup::install_static(&toolchain)?;
-    let program = build(&toolchain)?;
+    setup::install_static(toolchain)?;
+    let program = build(toolchain)?;
     let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
     let files = [
         File { path: &AUTHORITIES[1..], mode: 0o644, content: read(&arguments.authorities)? },
