@@ -57,12 +57,7 @@ pub(crate) fn test_server(toolchain: &Toolchain, kubeconfig: Option<&Path>) -> R
     if let Some(path) = kubeconfig {
         command.env("KUBECONFIG", path);
     }
-    shell::run(command.args([
-        "--",
-        "--ignored",
-        "--exact",
-        "an_api_server_takes_the_manifests_and_the_chart",
-    ]))
+    shell::run(command.args(["--", "--ignored", "--exact"]).args(WITH_A_SERVER))
 }
 
 fn tests(toolchain: &Toolchain, folder: &Path) -> Command {
