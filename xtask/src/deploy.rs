@@ -24,8 +24,11 @@ pub(crate) fn programs() -> Result<PathBuf> {
     Ok(cache.context("there is no home folder")?.join("tracer-cluster/bin"))
 }
 
-/// Renders the manifests and the chart, and looks whether they are as they were, and the same. Where KUBECONFIG
-/// names an API server, that is asked too.
+/// Names the cluster that tests may change: KUBECONFIG may be anybody's.
+const CLUSTER: &str = "TRACER_KUBECONFIG";
+
+/// Renders the manifests and the chart, and looks whether they are as they were, and the same. An API server is asked
+/// too, if there is one for that.
 pub(crate) fn test(toolchain: &Toolchain) -> Result<()> {
     let folder = programs()?;
     setup::install_renderers(&folder)?;
@@ -38,10 +41,10 @@ pub(crate) fn test(toolchain: &Toolchain) -> Result<()> {
         "tracer-agent",
     ]))?;
     shell::run(tests(toolchain, &folder).arg("--").arg("--test-threads=2"))?;
-    if std::env::var_os("KUBECONFIG").is_some() {
-        return test_server(toolchain, None);
+    if let Some(kubeconfig) = std::env::var_os(CLUSTER) {
+        return test_server(toolchain, Path::new(&kubeconfig));
     }
-    println!("KUBECONFIG names no API server: none was asked what it thinks of the manifests");
+    println!("{CLUSTER} names no cluster: no API server was asked what it thinks of the manifests");
     Ok(())
 }
 
@@ -49,15 +52,16 @@ pub(crate) fn test(toolchain: &Toolchain) -> Result<()> {
 const WITH_A_SERVER: [&str; 2] =
     ["an_api_server_takes_the_manifests_and_the_chart", "a_release_comes_and_goes"];
 
-/// Whether an API server (by default that of KUBECONFIG) takes what is rendered, and lets go of a release.
-pub(crate) fn test_server(toolchain: &Toolchain, kubeconfig: Option<&Path>) -> Result<()> {
+/// Whether an API server takes what is rendered, and lets go of a release. It changes the cluster for some seconds.
+pub(crate) fn test_server(toolchain: &Toolchain, kubeconfig: &Path) -> Result<()> {
     let folder = programs()?;
     setup::install_renderers(&folder)?;
-    let mut command = tests(toolchain, &folder);
-    if let Some(path) = kubeconfig {
-        command.env("KUBECONFIG", path);
-    }
-    shell::run(command.args(["--", "--ignored", "--exact"]).args(WITH_A_SERVER))
+    shell::run(
+        tests(toolchain, &folder)
+            .env("KUBECONFIG", kubeconfig)
+            .args(["--", "--ignored", "--exact"])
+            .args(WITH_A_SERVER),
+    )
 }
 
 fn tests(toolchain: &Toolchain, folder: &Path) -> Command {
