@@ -77,6 +77,25 @@ pub enum RecordError {
 }
 
 impl<'a> Record<'a> {
+    /// When it was, where it says so.
+    pub fn time(&self) -> Option<u64> {
+        match self {
+            Record::Process(_, process) | Record::Undecided(process) => Some(process.header.time),
+            Record::Opened(opened) => Some(opened.header.time),
+            Record::OpenedUnix(opened) => Some(opened.header.time),
+            Record::Data(data, _) => Some(data.header.time),
+            Record::Ended(ended) => Some(ended.header.time),
+            Record::Closed(closed) => Some(closed.header.time),
+            Record::Connect(connect) => Some(connect.header.time),
+            Record::Measured(measured) => Some(measured.header.time),
+            Record::Shut(shut) => Some(shut.header.time),
+            Record::Counters(counters) => Some(counters.header.time),
+            Record::Before(before) => Some(before.header.time),
+            Record::Tick { now } | Record::Finished { now } => Some(*now),
+            Record::Seed(_) | Record::Clock { .. } | Record::Fact { .. } | Record::Object(_) => None,
+        }
+    }
+
     pub fn parse(bytes: &'a [u8]) -> Result<Self, RecordError> {
         let (header, _) = Header::read_from_prefix(bytes)
             .map_err(|_| RecordError::Short { want: size_of::<Header>(), have: bytes.len() })?;

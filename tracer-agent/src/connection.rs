@@ -49,12 +49,15 @@ pub struct Address {
 impl Address {
     /// IPv4 is in the first four bytes.
     pub fn of(family: u16, bytes: [u8; 16], port: u16) -> Self {
-        let ip: IpAddr = if family == AF_INET6 {
-            Ipv6Addr::from(bytes).to_canonical()
-        } else {
-            Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
-        };
-        Self { ip: format_smolstr!("{ip}"), port }
+        Self { ip: format_smolstr!("{}", ip(family, bytes)), port }
+    }
+}
+
+pub fn ip(family: u16, bytes: [u8; 16]) -> IpAddr {
+    if family == AF_INET6 {
+        Ipv6Addr::from(bytes).to_canonical()
+    } else {
+        Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
     }
 }
 

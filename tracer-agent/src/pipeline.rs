@@ -6,6 +6,7 @@ mod tracked;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -17,8 +18,8 @@ use tracer_common::{
 use self::tracked::{CONNECTION_COST, CONNECTION_HELD_MAX, Run, State, Tracked};
 use crate::{
     capture::{Life, Record},
-    connection::{Arrival, Place, stream::Ending},
-    enrich::{Resource, process::Processes},
+    connection::{self, Arrival, Place, stream::Ending},
+    enrich::{Resource, kubernetes::Object, late::Late, process::Processes},
     protocol::{Event, Kind, RequestHead, Shown, Text},
     span::{Span, Spans},
     stats::{Bucket, Ledger, Tally},
@@ -105,6 +106,9 @@ pub struct Pipeline {
     events: Vec<Event>,
     quiet: VecDeque<Quiet>,
     facts: Facts,
+    late: Late,
+    /// The time, as the last record that has one told it.
+    now: u64,
     open: Vec<OpenExchange>,
     finished: bool,
     /// What connections that are over came to, of processes that are not.
@@ -134,7 +138,8 @@ impl Pipeline {
     pub fn new(limits: Limits) -> Self {
         let stitch = Stitch::new(limits.parents, limits.memory / STITCH_SHARE);
         let processes = Processes::new(limits.memory);
-        Self { limits, stitch, processes, ..Self::default() }
+        let late = Late::new(limits.memory);
+        Self { limits, stitch, processes, late, ..Self::default() }
     }
 
     pub fn handle_record(&mut self, record: &Record<'_>) {
@@ -143,6 +148,9 @@ impl Pipeline {
             return self.handle_damage();
         }
         self.ledger.records += 1;
+        if let Some(time) = record.time() {
+            self.now = time;
+        }
         match record {
             Record::Process(life, process) => {
                 match life {
@@ -169,7 +177,7 @@ impl Pipeline {
             Record::Tick { now } => self.handle_timeout(*now),
             Record::Fact { process, key, value } => self.processes.handle_fact(*process, *key, value),
             Record::Object(text) => match serde_json::from_str(text) {
-                Ok(object) => self.processes.handle_object(object),
+                Ok(object) => self.handle_object(object),
                 Err(_) => self.handle_damage(),
             },
             Record::Counters(counters) => self.ledger.set_counters(counters),
@@ -178,6 +186,25 @@ impl Pipeline {
             Record::Undecided(_) => {}
             Record::Finished { now } => self.finish(*now),
         }
+        self.settle();
+    }
+
+    fn handle_object(&mut self, object: Object) {
+        // The order in which spans come does not hang on when they are asked for.
+        self.settle();
+        self.processes.handle_object(object.clone());
+        self.late.handle_object(&object, &mut self.processes);
+    }
+
+    /// Spans that have their parents go on, and may wait for what is told of their processes.
+    fn settle(&mut self) {
+        while let Some(fact) = self.facts.poll() {
+            self.late.take_fact(fact, self.now, &mut self.processes);
+        }
+        while let Some(span) = self.stitch.poll_output() {
+            self.late.take(span, self.now, &mut self.processes);
+        }
+        self.ledger.late = *self.late.counts();
     }
 
     /// A record that could not be read.
@@ -204,10 +231,18 @@ impl Pipeline {
         }
         self.stitch.handle_timeout(now);
         self.ledger.links = *self.stitch.links();
+        self.settle();
+        self.late.handle_timeout(now, &mut self.processes);
+        self.ledger.late = *self.late.counts();
     }
 
     pub fn poll_output(&mut self) -> Option<Span> {
-        self.stitch.poll_output()
+        self.late.poll_span()
+    }
+
+    /// An address that somebody is to look up: who is there is a record. Each is asked for once.
+    pub fn poll_peer(&mut self) -> Option<IpAddr> {
+        self.late.poll_peer()
     }
 
     /// What the probes may leave out from here on. Nothing depends on whether they do.
@@ -222,7 +257,7 @@ impl Pipeline {
 
     /// What TCP says of connections. Who does not ask misses the oldest.
     pub fn poll_fact(&mut self) -> Option<tcp::Fact> {
-        self.facts.poll()
+        self.late.poll_fact()
     }
 
     pub fn ledger(&self) -> &Ledger {
@@ -233,6 +268,9 @@ impl Pipeline {
     pub fn flush(&mut self) {
         self.stitch.finish();
         self.ledger.links = *self.stitch.links();
+        self.settle();
+        self.late.finish(&mut self.processes);
+        self.ledger.late = *self.late.counts();
     }
 
     /// How the processes pass on what they are asked, all together.
@@ -240,14 +278,14 @@ impl Pipeline {
         self.stitch.habits_of_all()
     }
 
-    /// Exchanges that are open, or whose spans wait for their parents.
+    /// Exchanges that are open, or whose spans wait for their parents, or for what is told late.
     pub fn unfinished(&self) -> usize {
-        self.stitch.len()
+        self.stitch.len() + self.late.len()
     }
 
     /// Whether spans wait for something that time decides.
     pub fn is_waiting(&self) -> bool {
-        self.stitch.is_waiting()
+        self.stitch.is_waiting() || !self.late.is_empty()
     }
 
     /// After the record that says that the capture is finished: what was not over.
@@ -275,6 +313,12 @@ impl Pipeline {
 
     pub fn resource(&mut self, process: u32) -> Arc<Resource> {
         self.processes.resource(process)
+    }
+
+    /// As [`Self::resource`]; none as long as something of it may yet be told.
+    pub fn settled_resource(&mut self, process: u32) -> Option<Arc<Resource>> {
+        let resource = self.processes.resource(process);
+        self.late.is_settled(&resource, self.now, &self.processes).then_some(resource)
     }
 
     /// What connections carry that are open: how many of each, for a process or for all.
@@ -336,6 +380,9 @@ impl Pipeline {
     }
 
     fn handle_opened(&mut self, opened: &Opened) {
+        if self.late.asks() {
+            self.late.ask(connection::ip(opened.family, opened.peer_address), self.now);
+        }
         let begun = self.facts.take_begun(opened.cookie);
         self.with(opened.cookie, |tracked, run| {
             tracked.connection.open(opened);

@@ -405,10 +405,17 @@ impl Common {
 /// The few attributes of a part of an exchange.
 pub type Attributes = SmallVec<[Attribute; 2]>;
 
+/// Those of spans have keys that are known beforehand.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Attribute {
-    pub key: &'static str,
+pub struct Attribute<K = &'static str> {
+    pub key: K,
     pub value: Value,
+}
+
+impl From<Attribute> for Attribute<Text> {
+    fn from(attribute: Attribute) -> Self {
+        Self { key: Text::new_static(attribute.key), value: attribute.value }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

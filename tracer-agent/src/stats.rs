@@ -8,6 +8,7 @@ use tracer_common::{
 };
 
 use crate::{
+    enrich::late,
     protocol::Class,
     stitch::{Evidence, Links},
 };
@@ -176,6 +177,8 @@ pub struct Ledger {
     pub evicted: u64,
     /// Connections that were over when they were looked for, after records were lost.
     pub vanished: u64,
+    /// What became of spans that waited for what was told late.
+    pub late: late::Counts,
 }
 
 impl Ledger {
@@ -296,6 +299,9 @@ impl fmt::Display for Ledger {
             (self.links.ambiguous, "with several candidates"),
             (self.links.hasty, "before their parent was over"),
             (self.links.malformed, "trace headers malformed"),
+            (self.late.podless, "without their pod, which was not told in time"),
+            (self.late.peerless, "without their peer, which was not told in time"),
+            (self.late.crowded, "without what they waited for, since memory was short"),
         ] {
             if count > 0 {
                 write!(f, ", {count} {what}")?;

@@ -364,8 +364,8 @@ impl Stitch {
         }
     }
 
-    pub fn poll_output(&mut self) -> Option<Span> {
-        self.output.pop_front().map(|span| *span)
+    pub fn poll_output(&mut self) -> Option<Box<Span>> {
+        self.output.pop_front()
     }
 
     pub fn links(&self) -> &Links {

@@ -314,16 +314,42 @@ pub enum FactKey {
     ListeningPort = 6,
     /// Of the machine; told for process 0.
     HostName = 7,
+    /// Of its container, as the runtime has it: name and image.
+    ContainerName = 8,
+    ContainerImage = 9,
+    /// Of its pod, as the container's runtime has it.
+    PodName = 10,
+    PodNamespace = 11,
+    PodUid = 12,
+    /// Its path in a cgroup v1 tree, where that says more than the one of v2.
+    CgroupV1 = 13,
 }
 
 impl FactKey {
-    pub const ALL: [FactKey; 6] = [
+    pub const ALL: [FactKey; 12] = [
         Self::Executable,
         Self::ServiceName,
         Self::ResourceAttributes,
         Self::Cgroup,
         Self::ListeningPort,
         Self::HostName,
+        Self::ContainerName,
+        Self::ContainerImage,
+        Self::PodName,
+        Self::PodNamespace,
+        Self::PodUid,
+        Self::CgroupV1,
+    ];
+
+    /// Those that say where a process is: a program that it executes stays there.
+    pub const PLACES: [FactKey; 7] = [
+        Self::Cgroup,
+        Self::CgroupV1,
+        Self::ContainerName,
+        Self::ContainerImage,
+        Self::PodName,
+        Self::PodNamespace,
+        Self::PodUid,
     ];
 
     pub fn from_wire(value: u32) -> Option<Self> {

@@ -1,5 +1,8 @@
 //! What Kubernetes says of pods and of addresses, as facts that enter as records.
 
+pub mod peers;
+pub mod pods;
+
 use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
@@ -77,4 +80,10 @@ pub struct Watch {
     pub peers: bool,
     /// The cluster's name, as configured.
     pub cluster: Option<String>,
+    /// Which labels and annotations of pods are shown: keys, `*` stands for anything. Others that are told only say
+    /// what the service is called.
+    pub labels: Vec<String>,
+    pub annotations: Vec<String>,
+    /// The labels `app.kubernetes.io/instance`, `name` and `version` say what the service is called.
+    pub named_by_labels: bool,
 }

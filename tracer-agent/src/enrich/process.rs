@@ -7,8 +7,13 @@ use std::{
 
 use tracer_common::record::{FactKey, Process as Wire};
 
-use super::{Resource, kubernetes::Object};
-use crate::{capture::Life, protocol::Attribute};
+use super::{
+    Resource,
+    container::Place,
+    kubernetes::{Object, Pod, pods::Pods},
+    resource::Known,
+};
+use crate::{capture::Life, protocol::Text};
 
 /// The process id under which facts of the whole machine are told.
 pub const HOST: u32 = 0;
@@ -33,12 +38,15 @@ pub struct Processes {
     /// Those that have ended, in that order.
     ended: VecDeque<(u32, u64)>,
     lives: u64,
+    programs: u64,
+    pods: Pods,
+    /// The last that was made for a process that is another one by now.
+    former: Option<(Arc<Known>, Arc<Resource>)>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Process {
-    command: String,
-    facts: BTreeMap<FactKey, String>,
+    known: Arc<Known>,
     listening: BTreeSet<u16>,
     resource: Option<Arc<Resource>>,
     /// When its last thread ended.
@@ -61,6 +69,9 @@ impl Processes {
             order: VecDeque::new(),
             ended: VecDeque::new(),
             lives: 0,
+            programs: 0,
+            pods: Pods::new(memory),
+            former: None,
         }
     }
 
@@ -75,16 +86,28 @@ impl Processes {
         match life {
             Life::Forked => {
                 let parent = self.known.get(&wire.parent).cloned().unwrap_or_default();
-                let child = Process { command, resource: None, ended: None, life: number, ..parent };
+                let known = Known { command, program: self.program(), ..(*parent.known).clone() };
+                let child =
+                    Process { known: Arc::new(known), resource: None, ended: None, life: number, ..parent };
                 self.known.insert(id, child);
             }
             Life::Executed => {
-                let process = Process { command, life: number, ..Process::default() };
+                // It stays where it is: one that is gone before anybody looks has its pod.
+                let before = self.known.get(&id).map(|process| process.known.clone()).unwrap_or_default();
+                let place = |key: FactKey| Some((key, before.facts.get(&key)?.clone()));
+                let facts = FactKey::PLACES.into_iter().filter_map(place).collect();
+                let known = Known { command, facts, place: before.place.clone(), program: self.program() };
+                let process = Process { known: Arc::new(known), life: number, ..Process::default() };
                 self.known.insert(id, process);
             }
             Life::Chosen => {
+                let program = self.program();
                 let process = self.known.entry(id).or_default();
-                process.command = command;
+                let known = Arc::make_mut(&mut process.known);
+                known.command = command;
+                if known.program == 0 {
+                    known.program = program;
+                }
                 process.ended = None;
                 process.resource = None;
                 process.life = number;
@@ -105,6 +128,11 @@ impl Processes {
                 }
             }
         }
+    }
+
+    fn program(&mut self) -> u64 {
+        self.programs += 1;
+        self.programs
     }
 
     /// A life of its own for a process. Where there are too many the oldest goes.
@@ -137,12 +165,64 @@ impl Processes {
         process.resource = None;
         if key == FactKey::ListeningPort {
             process.listening.extend(value.parse::<u16>());
-        } else {
-            process.facts.insert(key, value.to_owned());
+            return;
+        }
+        Arc::make_mut(&mut process.known).hear(key, value);
+    }
+
+    /// Peers are none of its business.
+    pub fn handle_object(&mut self, object: Object) {
+        match object {
+            Object::Pod(pod) => self.pods.tell(pod),
+            Object::Gone { uid } => self.pods.gone(&uid),
+            Object::Watch(watch) => self.pods.set_watch(watch),
+            Object::Peer(_) => {}
         }
     }
 
-    pub fn handle_object(&mut self, _object: Object) {}
+    /// Whether the process was in a pod, or in a container of one, that may yet be told of: the uid and the id by
+    /// which it is known then.
+    pub fn lacks(&self, resource: &Resource) -> Option<(Text, Text)> {
+        let known = resource.origin.known.as_ref().filter(|_| self.pods.watch().pods)?;
+        known.lacks(&self.pods).then(|| {
+            let id = known.place.id.clone().unwrap_or_default();
+            (known.pod_uid().unwrap_or_default().into(), id)
+        })
+    }
+
+    /// Whether that was told of by now.
+    pub fn has(&self, pod: &str, container: &str) -> bool {
+        let found = self.pods.find(Some(pod), Some(container));
+        let is_its = |pod: &Arc<Pod>| pod.containers.iter().any(|known| known.id == container);
+        found.is_some_and(|pod| container.is_empty() || is_its(pod))
+    }
+
+    /// The resource with what was told since it was made, also where the number is that of another process by now.
+    pub fn settle(&mut self, resource: &Arc<Resource>) -> Arc<Resource> {
+        let id = resource.process;
+        let Some(known) = resource.origin.known.as_ref().filter(|known| known.pod_uid().is_some()) else {
+            return resource.clone();
+        };
+        if self.known.get(&id).is_some_and(|process| process.known.program == known.program) {
+            return self.resource(id);
+        }
+        if resource.origin.stamp == self.stamp(known) {
+            return resource.clone();
+        }
+        if let Some((former, made)) = &self.former
+            && Arc::ptr_eq(former, known)
+            && made.origin.stamp == self.stamp(known)
+        {
+            return made.clone();
+        }
+        let made = Arc::new(known.describe(id, self.host(), &self.pods));
+        self.former = Some((known.clone(), made.clone()));
+        made
+    }
+
+    fn stamp(&self, known: &Known) -> (u64, u64) {
+        self.pods.stamp(known.pod_uid(), known.place.id.as_deref())
+    }
 
     pub fn knows(&self, process: u32) -> bool {
         self.known.contains_key(&process)
@@ -170,59 +250,39 @@ impl Processes {
     }
 
     pub fn resource(&mut self, id: u32) -> Arc<Resource> {
-        if let Some(resource) = self.known.get(&id).and_then(|process| process.resource.clone()) {
-            return resource;
-        }
-        let host = self.known.get(&HOST).and_then(|host| host.facts.get(&FactKey::HostName)).cloned();
         let process = self.known.entry(id).or_default();
-        let resource = Arc::new(process.describe(id, host));
-        process.resource = Some(resource.clone());
+        let known = process.known.clone();
+        let before = process.resource.clone();
+        if let Some(resource) = &before
+            && resource.origin.stamp == self.stamp(&known)
+        {
+            return resource.clone();
+        }
+        let resource = Arc::new(known.describe(id, self.host(), &self.pods));
+        if let Some(process) = self.known.get_mut(&id) {
+            process.resource = Some(resource.clone());
+        }
         resource
     }
-}
 
-impl Process {
-    fn describe(&self, id: u32, host: Option<String>) -> Resource {
-        let fact = |key| self.facts.get(&key).map(String::as_str);
-        let executable = fact(FactKey::Executable).unwrap_or(&self.command);
-        let environment = fact(FactKey::ResourceAttributes).unwrap_or_default();
-        // The process's own name, then the one in its resource attributes, then what it is.
-        let service = fact(FactKey::ServiceName)
-            .or_else(|| from_environment(environment, "service.name"))
-            .filter(|name| !name.is_empty())
-            .unwrap_or(if executable.is_empty() { "unknown_service" } else { executable });
-        let mut attributes = vec![Attribute::text("service.name", service)];
-        for key in ["service.namespace", "service.version", "deployment.environment.name"] {
-            if let Some(value) = from_environment(environment, key) {
-                attributes.push(Attribute::text(key, value));
-            }
-        }
-        attributes.push(Attribute::number("process.pid", id));
-        if !executable.is_empty() {
-            attributes.push(Attribute::text("process.executable.name", executable));
-        }
-        if let Some(cgroup) = fact(FactKey::Cgroup) {
-            attributes.push(Attribute::text("process.linux.cgroup", cgroup));
-        }
-        if let Some(host) = host {
-            attributes.push(Attribute::text("host.name", host));
-        }
-        attributes.push(Attribute::text("os.type", "linux"));
-        attributes.push(Attribute::text("telemetry.sdk.name", "tracer"));
-        attributes.push(Attribute::text("telemetry.sdk.language", "rust"));
-        attributes.push(Attribute::text("telemetry.sdk.version", env!("CARGO_PKG_VERSION")));
-        Resource { process: id, service: service.into(), attributes }
+    fn host(&self) -> Option<&str> {
+        self.known.get(&HOST)?.known.fact(FactKey::HostName)
     }
 }
 
-/// A value of OTEL_RESOURCE_ATTRIBUTES (`key=value,key=value`).
-fn from_environment<'a>(attributes: &'a str, key: &str) -> Option<&'a str> {
-    attributes
-        .split(',')
-        .filter_map(|pair| pair.split_once('='))
-        .find(|(name, _)| name.trim() == key)
-        .map(|(_, value)| value.trim())
-        .filter(|value| !value.is_empty())
+impl Known {
+    fn hear(&mut self, key: FactKey, value: &str) {
+        let is_path = matches!(key, FactKey::Cgroup | FactKey::CgroupV1);
+        if is_path && self.facts.get(&key).is_some_and(|before| before != value) {
+            // It is somewhere else: what was said of the container was said of another one.
+            self.facts.retain(|known, _| !FactKey::PLACES.contains(known));
+        }
+        self.facts.insert(key, value.to_owned());
+        if is_path {
+            let of = |key| self.fact(key).map(Place::of).filter(|place| !place.is_open());
+            self.place = of(FactKey::Cgroup).or_else(|| of(FactKey::CgroupV1)).unwrap_or_default();
+        }
+    }
 }
 
 fn text(command: &[u8; 16]) -> String {

@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::hex;
 use crate::{
-    protocol::{Attribute, Value},
+    protocol::{Attribute, Text, Value},
     span::{Link, Moment, Span, Status},
 };
 
@@ -45,7 +45,7 @@ struct Line<'a> {
     end_time_unix_nano: String,
     status: Code,
     attributes: Flat<'a>,
-    resource: Flat<'a>,
+    resource: Flat<'a, Text>,
     events: Vec<Event<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     links: Vec<Linked>,
@@ -95,17 +95,18 @@ impl From<&Link> for Linked {
 }
 
 /// Attributes, and more of them.
-struct Flat<'a>([&'a [Attribute]; 3]);
+struct Flat<'a, K = &'static str>([&'a [Attribute<K>]; 3]);
 
-impl Serialize for Flat<'_> {
+impl<K: AsRef<str>> Serialize for Flat<'_, K> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.iter().map(|part| part.len()).sum()))?;
         for attribute in self.0.into_iter().flatten() {
+            let key = attribute.key.as_ref();
             match &attribute.value {
-                Value::Text(text) => map.serialize_entry(attribute.key, text.as_str())?,
-                Value::Number(number) => map.serialize_entry(attribute.key, number)?,
-                Value::Real(number) => map.serialize_entry(attribute.key, &number.0)?,
-                Value::Flag(flag) => map.serialize_entry(attribute.key, flag)?,
+                Value::Text(text) => map.serialize_entry(key, text.as_str())?,
+                Value::Number(number) => map.serialize_entry(key, number)?,
+                Value::Real(number) => map.serialize_entry(key, &number.0)?,
+                Value::Flag(flag) => map.serialize_entry(key, flag)?,
             }
         }
         map.end()

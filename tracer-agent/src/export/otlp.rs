@@ -243,8 +243,8 @@ fn encode_event(out: &mut Vec<u8>, event: &Moment) {
 }
 
 /// A `KeyValue` with an `AnyValue`.
-fn encode_attribute(out: &mut Vec<u8>, field: u32, attribute: &Attribute) {
-    let (key, value) = (attribute.key.as_bytes(), length_of_value(&attribute.value));
+fn encode_attribute<K: AsRef<str>>(out: &mut Vec<u8>, field: u32, attribute: &Attribute<K>) {
+    let (key, value) = (attribute.key.as_ref().as_bytes(), length_of_value(&attribute.value));
     let length = length_of_pair(key.len(), value);
     // Room for all of it, so that none of what follows has to look for more.
     out.reserve(8 + length);
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn others_read_what_was_written() {
         let resource = |name: &'static str| {
-            let attributes = vec![Attribute::word("service.name", name)];
+            let attributes = vec![Attribute::word("service.name", name).into()];
             Arc::new(Resource { service: Text::new(name), attributes, ..Resource::default() })
         };
         let (one, two) = (resource("one"), resource("two"));

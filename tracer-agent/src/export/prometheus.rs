@@ -94,8 +94,10 @@ impl Page {
         let mut described = false;
         for ((job, instance), service) in services {
             let identity = [("job", Cow::from(job)), ("instance", Cow::from(instance))];
-            let rest = service.attributes.iter().filter(|attribute| !IDENTITY.contains(&attribute.key));
-            let rest: Vec<_> = rest.map(|attribute| (attribute.key, told(&attribute.value))).collect();
+            let rest =
+                service.attributes.iter().filter(|attribute| !IDENTITY.contains(&attribute.key.as_str()));
+            let rest: Vec<_> =
+                rest.map(|attribute| (attribute.key.as_str(), told(&attribute.value))).collect();
             if rest.is_empty() {
                 continue;
             }

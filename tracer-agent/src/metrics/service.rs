@@ -12,7 +12,7 @@ use super::{
     key::{TEXT_MAX, limited},
 };
 use crate::{
-    enrich::Resource,
+    enrich::{Resource, ResourceAttribute},
     protocol::{Attribute, Value},
 };
 
@@ -29,7 +29,7 @@ const OTHERS: u32 = 0;
 #[derive(Debug, Default)]
 pub struct Service {
     /// What stays of the resource.
-    pub attributes: Vec<Attribute>,
+    pub attributes: Vec<ResourceAttribute>,
     /// `namespace/name`
     pub job: String,
     /// With `job`, no other service has it.
@@ -62,14 +62,14 @@ type Server = [Option<Value>; 2];
 pub(super) struct Services {
     max: usize,
     known: BTreeMap<u32, Service>,
-    by_attributes: BTreeMap<Vec<Attribute>, u32>,
+    by_attributes: BTreeMap<Vec<ResourceAttribute>, u32>,
     by_process: BTreeMap<u32, (Arc<Resource>, u32)>,
     last: u32,
 }
 
 impl Services {
     pub(super) fn new(max: usize) -> Self {
-        let attributes = vec![Attribute::text("service.name", OTHER)];
+        let attributes = vec![Attribute::text("service.name", OTHER).into()];
         let others = Service { attributes, job: OTHER.to_string(), ..Service::default() };
         Self {
             max,
@@ -164,7 +164,7 @@ impl Services {
     pub(super) fn held(&self) -> usize {
         let service = |service: &Service| {
             size_of::<Service>()
-                + 2 * service.attributes.capacity() * size_of::<Attribute>()
+                + 2 * service.attributes.capacity() * size_of::<ResourceAttribute>()
                 + service.job.len()
                 + service.instance.len()
                 + service.kept.iter().map(|kept| kept.servers.len()).sum::<usize>() * size_of::<Server>()
@@ -172,7 +172,7 @@ impl Services {
         let process = |(resource, _): &(Arc<Resource>, u32)| {
             size_of::<(u32, Arc<Resource>, u32)>()
                 + size_of::<Resource>()
-                + resource.attributes.capacity() * size_of::<Attribute>()
+                + resource.attributes.capacity() * size_of::<ResourceAttribute>()
         };
         self.known.values().map(service).sum::<usize>() + self.by_process.values().map(process).sum::<usize>()
     }
@@ -182,7 +182,7 @@ impl Services {
         self.known.values()
     }
 
-    fn add(&mut self, attributes: Vec<Attribute>) -> u32 {
+    fn add(&mut self, attributes: Vec<ResourceAttribute>) -> u32 {
         self.last += 1;
         let get = |key| text(&attributes, key);
         let name = get("service.name").unwrap_or("unknown_service");
@@ -204,25 +204,27 @@ impl Services {
 }
 
 /// The attributes of a resource that outlive a process, by name.
-fn lasting(resource: &Resource) -> Vec<Attribute> {
-    let mut attributes: Vec<Attribute> = resource
+fn lasting(resource: &Resource) -> Vec<ResourceAttribute> {
+    let mut attributes: Vec<ResourceAttribute> = resource
         .attributes
         .iter()
-        .filter(|attribute| !attribute.key.starts_with(PASSING_PREFIX) && !PASSING.contains(&attribute.key))
-        .map(|attribute| Attribute { key: attribute.key, value: limited(&attribute.value) })
+        .filter(|attribute| {
+            !attribute.key.starts_with(PASSING_PREFIX) && !PASSING.contains(&attribute.key.as_str())
+        })
+        .map(|attribute| Attribute { key: attribute.key.clone(), value: limited(&attribute.value) })
         .collect();
     if text(&attributes, "service.name").is_none() {
         let service = &resource.service[..resource.service.floor_char_boundary(TEXT_MAX)];
-        attributes.push(Attribute::text("service.name", service));
+        attributes.push(Attribute::text("service.name", service).into());
     }
     attributes.sort();
-    attributes.dedup_by_key(|attribute| attribute.key);
+    attributes.dedup_by(|one, other| one.key == other.key);
     attributes
 }
 
 /// What tells this one from others of its name: its id, else its pod and container (as the conventions say for
 /// `service.instance.id`), else its machine.
-fn instance(attributes: &[Attribute]) -> String {
+fn instance(attributes: &[ResourceAttribute]) -> String {
     let get = |key| text(attributes, key);
     if let Some(id) = get("service.instance.id") {
         return id.to_owned();
@@ -234,7 +236,7 @@ fn instance(attributes: &[Attribute]) -> String {
     get("host.name").unwrap_or_default().to_owned()
 }
 
-fn text<'a>(attributes: &'a [Attribute], key: &str) -> Option<&'a str> {
+fn text<'a>(attributes: &'a [ResourceAttribute], key: &str) -> Option<&'a str> {
     attributes.iter().find(|attribute| attribute.key == key).and_then(|attribute| match &attribute.value {
         Value::Text(text) => Some(text.as_str()),
         Value::Number(_) | Value::Real(_) | Value::Flag(_) => None,

@@ -17,13 +17,14 @@ const SECOND: u64 = 1_000_000_000;
 const B1: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 pub(crate) fn resource(service: &str, process: u32) -> Arc<Resource> {
-    let attributes = vec![
+    let attributes = [
         Attribute::text("service.name", service),
         Attribute::number("process.pid", process),
         Attribute::text("process.executable.name", format!("{service}-{process}")),
         Attribute::text("host.name", "node-1"),
     ];
-    Arc::new(Resource { process, service: service.into(), attributes })
+    let attributes = attributes.map(Into::into).into();
+    Arc::new(Resource { process, service: service.into(), attributes, ..Resource::default() })
 }
 
 /// A request of `GET`, that ends at `end` and took so many nanoseconds.

@@ -111,7 +111,7 @@ impl Agent {
         let mut resource = session.pipeline_mut().resource(HOST).attributes.clone();
         resource
             .retain(|attribute| !attribute.key.starts_with("process.") && attribute.key != "service.name");
-        resource.push(Attribute::word("service.name", "tracer"));
+        resource.push(Attribute::word("service.name", "tracer").into());
         let own = otlp::metrics::Own {
             resource: &resource,
             start: time.saturating_sub(began),
@@ -142,11 +142,14 @@ fn count_active(session: &mut Session) {
         .pipeline()
         .each_open(|process, kind, head: &Arc<RequestHead>| open.push((process, kind, head.clone())));
     let processes: BTreeSet<u32> = open.iter().map(|(process, ..)| *process).collect();
-    let resources: BTreeMap<u32, _> =
-        processes.into_iter().map(|process| (process, session.pipeline_mut().resource(process))).collect();
+    // One whose pod may yet be told would be counted for two services.
+    let settled = |process| Some((process, session.pipeline_mut().settled_resource(process)?));
+    let resources: BTreeMap<u32, _> = processes.into_iter().filter_map(settled).collect();
     if let Some(observer) = &mut session.outputs.observer {
-        let active = open.iter().map(|(process, kind, head)| Active {
-            resource: &resources[process],
+        let known =
+            open.iter().filter_map(|(process, kind, head)| Some((resources.get(process)?, kind, head)));
+        let active = known.map(|(resource, kind, head)| Active {
+            resource,
             exchange: head.protocol,
             kind: *kind,
             attributes: &head.common.attributes,

@@ -16,8 +16,9 @@ use prost::Message;
 
 use super::SCHEMA_URL;
 use crate::{
+    enrich::ResourceAttribute,
     metrics::{Data, Family, FamilyKind, Histogram, Metric, Point},
-    protocol::{Attribute, Value},
+    protocol::Value,
 };
 
 /// Points in one request: receivers of gRPC take 4 MiB, and a point with all it can have is near 3 KiB.
@@ -28,7 +29,7 @@ const CUMULATIVE: i32 = AggregationTemporality::Cumulative as i32;
 /// What the tracer says of itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Own<'a> {
-    pub resource: &'a [Attribute],
+    pub resource: &'a [ResourceAttribute],
     /// Nanoseconds since 1970: since when its counters count, and now.
     pub start: u64,
     pub time: u64,
@@ -72,9 +73,9 @@ fn encoded(resource_metrics: Vec<ResourceMetrics>, points: usize) -> Encoded {
     Encoded { bytes: ExportMetricsServiceRequest { resource_metrics }.encode_to_vec().into(), points }
 }
 
-fn group(attributes: &[Attribute], metrics: Vec<wire::Metric>) -> ResourceMetrics {
+fn group(attributes: &[ResourceAttribute], metrics: Vec<wire::Metric>) -> ResourceMetrics {
     let attributes =
-        attributes.iter().map(|attribute| key_value(attribute.key, told(&attribute.value))).collect();
+        attributes.iter().map(|attribute| key_value(&attribute.key, told(&attribute.value))).collect();
     ResourceMetrics {
         resource: Some(resource::v1::Resource { attributes, ..Default::default() }),
         scope_metrics: vec![ScopeMetrics {
@@ -250,7 +251,7 @@ mod tests {
             Active, BUCKETS_MAX, Metrics, OVERFLOW, Options,
             tests::{resource, span},
         },
-        protocol::Kind,
+        protocol::{Attribute, Kind},
     };
 
     const SECOND: u64 = 1_000_000_000;
@@ -262,7 +263,7 @@ mod tests {
         requests.iter().flat_map(read).collect()
     }
 
-    fn own<'a>(resource: &'a [Attribute], families: &'a [Family]) -> Own<'a> {
+    fn own<'a>(resource: &'a [ResourceAttribute], families: &'a [Family]) -> Own<'a> {
         Own { resource, start: 3, time: 30 * SECOND, families }
     }
 
@@ -301,7 +302,7 @@ mod tests {
                 },
                 Family::of("tracer.open", "Open", "{connection}", FamilyKind::Gauge, 2.0),
             ];
-            let mine = [Attribute::word("service.name", "tracer")];
+            let mine = [Attribute::word("service.name", "tracer").into()];
             let requests = requests(&metrics.collect(), &own(&mine, &families));
             assert_eq!(requests.iter().map(|request| request.points).collect::<Vec<_>>(), [7, 2]);
             let groups = decoded(&requests);

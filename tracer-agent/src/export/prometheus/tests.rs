@@ -119,8 +119,10 @@ fn services_of_one_name_stay_apart() {
     let mut metrics = Metrics::new(Options::default());
     for (process, version) in (1..).zip(["1", "2", "3"]) {
         let attributes =
-            vec![Attribute::word("service.name", "shop"), Attribute::word("service.version", version)];
-        let resource = Arc::new(Resource { process, service: Text::new("shop"), attributes });
+            [Attribute::word("service.name", "shop"), Attribute::word("service.version", version)];
+        let attributes = attributes.map(Into::into).into();
+        let resource =
+            Arc::new(Resource { process, service: Text::new("shop"), attributes, ..Resource::default() });
         metrics.observe(&span(&resource, Kind::Server, 200, SECOND, 1), None);
     }
     let text = text(&metrics.collect(), &metrics.families(), Format::Classic);
