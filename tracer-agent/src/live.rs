@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "this is the module that may read clocks")]
 
 pub mod clock;
+pub mod containers;
 pub mod cost;
 pub mod discover;
 pub mod doctor;

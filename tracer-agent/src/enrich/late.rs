@@ -331,3 +331,6 @@ fn peer(span: &Span) -> Option<IpAddr> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

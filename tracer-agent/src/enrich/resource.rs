@@ -279,3 +279,6 @@ impl Told {
         self.attributes
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context, Result};
 use tracer_common::config::File;
 
+use crate::enrich::container::Place;
+
 /// `TCP_ESTABLISHED` and `TCP_LISTEN` in `/proc/net/tcp` (include/net/tcp_states.h).
 const ESTABLISHED: &str = "01";
 const LISTEN: &str = "0A";
@@ -23,6 +25,8 @@ pub struct Seen {
     /// The path of its file, as the process has it.
     pub executable: Option<String>,
     pub cgroup: Option<String>,
+    /// In a tree of cgroup v1, where that says more.
+    pub cgroup_v1: Option<String>,
     /// Asked only where ports matter: it takes a look at every open file.
     sockets: OnceCell<Vec<(String, u16)>>,
 }
@@ -37,9 +41,22 @@ impl Seen {
             path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned()
         });
         let cgroups = fs::read_to_string(folder.join("cgroup")).unwrap_or_default();
-        let cgroup = cgroups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
+        let Cgroups { cgroup, cgroup_v1 } = Cgroups::of(&cgroups);
         let is_kernels = executable.is_none() && fs::read(folder.join("cmdline")).ok()?.is_empty();
-        (!is_kernels).then_some(Self { folder, command, executable, cgroup, sockets: OnceCell::new() })
+        (!is_kernels).then_some(Self {
+            folder,
+            command,
+            executable,
+            cgroup,
+            cgroup_v1,
+            sockets: OnceCell::new(),
+        })
+    }
+
+    /// By its cgroup.
+    pub fn place(&self) -> Place {
+        let (cgroup, cgroup_v1) = (self.cgroup.clone(), self.cgroup_v1.clone());
+        Cgroups { cgroup, cgroup_v1 }.place()
     }
 
     pub fn executable_name(&self) -> Option<&str> {
@@ -104,6 +121,35 @@ impl Seen {
             }
         }
         sockets
+    }
+}
+
+/// What `/proc/PID/cgroup` says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Cgroups {
+    pub cgroup: Option<String>,
+    pub cgroup_v1: Option<String>,
+}
+
+impl Cgroups {
+    /// Lines of `ID:CONTROLLERS:PATH`. On hybrid machines the path of v2 may say nothing: then that of a tree of v1
+    /// counts which names a container, or else a unit.
+    pub fn of(text: &str) -> Self {
+        let paths = || text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+        let cgroup = paths().find(|(controllers, _)| controllers.is_empty()).map(|(_, path)| path.to_owned());
+        let is_open = |path: &str| Place::of(path).is_open();
+        if cgroup.as_deref().is_some_and(|path| !is_open(path)) {
+            return Self { cgroup, cgroup_v1: None };
+        }
+        let trees = || paths().filter(|(controllers, path)| !controllers.is_empty() && !is_open(path));
+        let contained = trees().find(|(_, path)| Place::of(path).unit.is_none());
+        let cgroup_v1 = contained.or_else(|| trees().next()).map(|(_, path)| path.to_owned());
+        Self { cgroup, cgroup_v1 }
+    }
+
+    pub fn place(&self) -> Place {
+        let paths = [&self.cgroup, &self.cgroup_v1].into_iter().flatten();
+        paths.map(|path| Place::of(path)).find(|place| !place.is_open()).unwrap_or_default()
     }
 }
 
@@ -180,7 +226,7 @@ fn parents() -> Result<BTreeMap<u32, u32>> {
 
 /// Fields 3 and 4 of `/proc/PID/stat`: of one that has ended and was not waited for there is no more to
 /// see. The name in field 2 can hold anything, also brackets.
-fn parent(process: u32) -> Option<u32> {
+pub fn parent(process: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     match fields.next()? {
@@ -213,4 +259,32 @@ pub fn has_proc() -> bool {
 pub fn sees_all_processes() -> bool {
     // PROC_PID_INIT_INO (include/linux/proc_ns.h)
     fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup_that_says_something_counts() {
+        let id = "0123456789abcdef".repeat(4);
+        let told = |text: &str| {
+            let Cgroups { cgroup, cgroup_v1 } = Cgroups::of(text);
+            [cgroup.unwrap_or_default(), cgroup_v1.unwrap_or_default()]
+        };
+        let docker = format!("/docker/{id}");
+        assert_eq!(told(&format!("0::{docker}\n")), [&docker, ""]);
+        assert_eq!(told("0::/user.slice/session-1.scope\n"), ["/user.slice/session-1.scope", ""]);
+        let hybrid = format!("2:cpu,cpuacct:{docker}\n1:name=systemd:/system.slice/docker.service\n0::/\n");
+        assert_eq!(told(&hybrid), ["/", &docker]);
+        let both = format!("2:cpu:/docker/{}\n0::{docker}\n", "f".repeat(64));
+        assert_eq!(told(&both), [&docker, ""]);
+        assert_eq!(
+            told("4:memory:/\n1:name=systemd:/system.slice/a.service\n"),
+            ["", "/system.slice/a.service"]
+        );
+        assert_eq!(told("4:memory:/jobs/1\n0::/\n"), ["/", ""]);
+        assert_eq!(told("\n::\n:\nx"), ["", ""]);
+        assert_eq!(Cgroups::of(&hybrid).place().id, Some(id.into()));
+    }
 }

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use tracer_common::record::FactKey;
 
-use super::discover::Seen;
+use super::{containers::Containers, discover::Seen};
 use crate::{capture::own, enrich::process::HOST};
 
 /// Variables of the process's own that name its service; no others are looked at.
@@ -17,7 +17,7 @@ const VARIABLES: [(&str, FactKey); 2] = [
 const READ_MAX: u64 = 1 << 20;
 
 /// Records of what is known of a process.
-pub fn of(seen: &Seen, process: u32, now: u64) -> Vec<Vec<u8>> {
+pub fn of(seen: &Seen, process: u32, now: u64, containers: &mut Containers) -> Vec<Vec<u8>> {
     let mut facts = Vec::new();
     let mut tell = |key, value: &str| {
         if !value.is_empty() {
@@ -36,6 +36,10 @@ pub fn of(seen: &Seen, process: u32, now: u64) -> Vec<Vec<u8>> {
         }
     }
     tell(FactKey::Cgroup, seen.cgroup.as_deref().unwrap_or_default());
+    tell(FactKey::CgroupV1, seen.cgroup_v1.as_deref().unwrap_or_default());
+    for (key, value) in containers.of(process, &seen.place()).iter() {
+        tell(*key, value);
+    }
     facts
 }
 

@@ -10,7 +10,6 @@ use object::{Object, ObjectSection, ReadCache};
 use serde::Serialize;
 
 use super::discover::{self, Seen};
-use crate::enrich::container;
 
 /// What a library means for the tracer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -90,7 +89,7 @@ pub fn inspect(process: u32) -> Option<Inspected> {
     libraries.extend(inside(&seen, program.is_go));
     Some(Inspected {
         pid: process,
-        container: seen.cgroup.as_deref().and_then(container::id_of).map(str::to_owned),
+        container: seen.place().id.map(String::from),
         libraries,
         is_32_bit: program.is_32_bit,
         io_urings: links(&seen.folder).iter().filter(|link| *link == "anon_inode:[io_uring]").count(),

@@ -21,6 +21,7 @@ use zerocopy::IntoBytes;
 use super::{
     clock,
     discover::{self, Seen},
+    containers::Containers,
     facts,
     gate::User,
     kubernetes::Watcher,
@@ -92,6 +93,7 @@ pub struct Session {
     /// Tells of pods, where somebody asks for that.
     watcher: Option<Watcher>,
     pods: Pods,
+    containers: Containers,
     pipeline: Pipeline,
     /// Processes that were chosen so far.
     pub chosen: u64,
@@ -140,6 +142,7 @@ impl Session {
             sockets: UnixSockets::start(),
             watcher: None,
             pods: Pods::default(),
+            containers: Containers::default(),
             chosen: 0,
             may_be_deserted: true,
             pipeline: Pipeline::new(limits),
@@ -290,8 +293,8 @@ impl Session {
             let length = seen.command.len().min(command.len() - 1);
             command[..length].copy_from_slice(&seen.command.as_bytes()[..length]);
             self.handle(&own::chosen(now, process, chosen, command))?;
-            for fact in facts::of(seen, process, now).into_iter().chain(facts::listening(seen, process, now))
-            {
+            let facts = facts::of(seen, process, now, &mut self.containers);
+            for fact in facts.into_iter().chain(facts::listening(seen, process, now)) {
                 self.handle(&fact)?;
             }
             self.chosen += 1;
@@ -567,7 +570,7 @@ impl Session {
             if let Some(process) = news.map(|process| process.header.pid)
                 && let Some(seen) = Seen::of(process)
             {
-                for fact in facts::of(&seen, process, clock::monotonic()) {
+                for fact in facts::of(&seen, process, clock::monotonic(), &mut self.containers) {
                     self.handle(&fact)?;
                 }
             }

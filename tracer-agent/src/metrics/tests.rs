@@ -268,7 +268,7 @@ fn a_service_that_starts_again_goes_on() {
     assert_eq!((metrics.series(), count(&metrics, "http.server.request.duration")), (1, 49));
     // Another version is another service, of the same name.
     let mut other = (*resource("shop", 50)).clone();
-    other.attributes.push(Attribute::word("service.version", "2"));
+    other.attributes.push(Attribute::word("service.version", "2").into());
     metrics.observe(&span(&Arc::new(other), Kind::Server, 200, SECOND, 1), None);
     let collected = metrics.collect();
     let names: Vec<_> = collected[0].points.iter().map(|point| point.service.instance.as_str()).collect();
