@@ -1,5 +1,7 @@
 //! Laws that hold for every protocol of the registry.
 
+#[path = "properties/cgroup.rs"]
+mod cgroup;
 #[path = "properties/encoder.rs"]
 mod encoder;
 #[path = "properties/http2.rs"]

@@ -41,6 +41,9 @@ pub(super) struct Known {
 /// Annotations that are attributes of the resource.
 const ANNOTATION: &str = "resource.opentelemetry.io/";
 
+/// Bytes of what is said of one process: each has a resource of its own.
+const SAID_MAX: usize = 16 << 10;
+
 /// What was seen on the machine: nobody says otherwise of himself.
 const SEEN: [&str; 3] = ["os.type", "container.id", "k8s.pod.uid"];
 const SEEN_PREFIXES: [&str; 2] = ["process.", "telemetry."];
@@ -122,8 +125,12 @@ impl Known {
                 said.push((key.to_owned(), value.to_owned()));
             }
         }
-        said.retain(|(key, _)| {
-            !SEEN.contains(&key.as_str()) && !SEEN_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+        let mut length = 0;
+        said.retain(|(key, value)| {
+            length += key.len() + value.len();
+            length <= SAID_MAX
+                && !SEEN.contains(&key.as_str())
+                && !SEEN_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
         });
         said
     }

@@ -46,7 +46,12 @@ impl Containers {
         if let Some(known) = self.known.get(id) {
             return known.clone();
         }
-        let about = Rc::new(look_up(process, id, place.runtime));
+        let above = above(process, id);
+        let about = Rc::new(look_up(&above, id, place.runtime));
+        if above.is_empty() && about.is_empty() {
+            // The process is gone: the next one of the container may show more.
+            return about;
+        }
         if self.order.len() >= KNOWN_MAX
             && let Some(oldest) = self.order.pop_front()
         {
@@ -59,10 +64,9 @@ impl Containers {
 }
 
 /// Ids hold no more than digits and dashes: they lead nowhere but to a folder of their name.
-fn look_up(process: u32, id: &str, runtime: Option<Runtime>) -> About {
-    let above = above(process, id);
+fn look_up(above: &[u32], id: &str, runtime: Option<Runtime>) -> About {
     let mut about = About::new();
-    for ancestor in &above {
+    for ancestor in above {
         let folder = Path::new("/proc").join(ancestor.to_string()).join("cwd");
         about = of_bundle(&folder, id);
         if !about.is_empty() {
@@ -71,11 +75,11 @@ fn look_up(process: u32, id: &str, runtime: Option<Runtime>) -> About {
     }
     if about.is_empty() && matches!(runtime, None | Some(Runtime::Docker)) {
         let file = format!("var/lib/docker/containers/{id}/config.v2.json");
-        about = in_roots(&above, &file, |text| docker(text));
+        about = in_roots(above, &file, docker);
     }
     if about.is_empty() && matches!(runtime, None | Some(Runtime::Podman)) {
         let file = "var/lib/containers/storage/overlay-containers/containers.json";
-        about = in_roots(&above, file, |text| podman(text, id));
+        about = in_roots(above, file, |text| podman(text, id));
     }
     about
 }

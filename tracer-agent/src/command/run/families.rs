@@ -101,6 +101,19 @@ pub(super) fn of_session(session: &mut Session) -> Vec<Family> {
             ledger.partial,
         ),
         counter(
+            "tracer.spans.waited",
+            "Spans that waited for their pod, or for who is at the other end",
+            "{span}",
+            ledger.late.waited,
+        ),
+        counters(
+            "tracer.spans.unenriched",
+            "Those that went out without it, by the reason",
+            "{span}",
+            "reason",
+            [("pod", ledger.late.podless), ("peer", ledger.late.peerless), ("memory", ledger.late.crowded)],
+        ),
+        counter(
             "tracer.responses.without_request",
             "Responses whose request was not seen",
             "{response}",

@@ -145,6 +145,20 @@ fn what_a_process_says_of_itself_wins_but_for_what_was_seen() {
 }
 
 #[test]
+fn what_is_said_is_bounded() {
+    let said: String = (0..100).map(|n| format!("key{n}={},", "x".repeat(1000))).collect();
+    let mut told = pod(&[]);
+    told.annotations.insert("resource.opentelemetry.io/team".into(), "a".into());
+    let told = resource(
+        &[(FactKey::ResourceAttributes, &said), (FactKey::Cgroup, &in_pod())],
+        vec![Object::Pod(told)],
+    );
+    let length: usize = told.iter().map(|(key, value)| key.len() + value.len()).sum();
+    assert!((SAID_MAX - 2000..SAID_MAX + 2000).contains(&length), "{length}");
+    assert_eq!(told["k8s.pod.name"], "shop-1");
+}
+
+#[test]
 fn labels_and_annotations_are_shown_where_they_are_asked_for() {
     let path = in_pod();
     let mut told = pod(&[]);
