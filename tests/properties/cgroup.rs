@@ -52,7 +52,7 @@ proptest! {
             prop_assert!(matches!(pod.len(), 32 | 36));
         }
         if let Some(unit) = &place.unit {
-            prop_assert!(path.contains(&format!("{unit}.service")));
+            prop_assert!(path.contains(&[unit, ".service"].concat()));
         }
         if let Some(image) = Image::of(&path) {
             prop_assert!(path.starts_with(image.name));
