@@ -113,7 +113,7 @@ impl Pods {
     fn known(&self, uid: Option<&str>, container: Option<&str>) -> Option<&Known> {
         let direct =
             uid.and_then(|uid| self.known.get(self.by_static_uid.get(uid).map_or(uid, String::as_str)));
-        // One pod's uid says that it is none of another.
+        // No other container has its id: a static pod is found by that where its uid is not told.
         direct.or_else(|| self.known.get(self.by_container.get(container?)?))
     }
 
