@@ -91,6 +91,7 @@ impl<'a> Record<'a> {
             Record::Shut(shut) => Some(shut.header.time),
             Record::Counters(counters) => Some(counters.header.time),
             Record::Before(before) => Some(before.header.time),
+            Record::Vanished(vanished) => Some(vanished.header.time),
             Record::Tick { now } | Record::Finished { now } => Some(*now),
             Record::Seed(_) | Record::Clock { .. } | Record::Fact { .. } | Record::Object(_) => None,
         }

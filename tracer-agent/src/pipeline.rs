@@ -250,11 +250,6 @@ impl Pipeline {
         self.quiet.pop_front()
     }
 
-    /// An address of which it is to be asked who is there.
-    pub fn poll_peer(&mut self) -> Option<std::net::IpAddr> {
-        None
-    }
-
     /// What TCP says of connections. Who does not ask misses the oldest.
     pub fn poll_fact(&mut self) -> Option<tcp::Fact> {
         self.late.poll_fact()

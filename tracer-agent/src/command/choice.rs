@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use globset::GlobMatcher;
 use tracer_agent::{
-    enrich::kubernetes::Object,
+    enrich::kubernetes::{Object, Watch},
     filter::{Filter, StatusPattern, glob},
     live::{
         facts,
@@ -87,7 +87,7 @@ impl SelectionArguments {
         let keys = PodWish::keys(&self.labels);
         let kept = Kept::new(keys, []).map_err(|error| anyhow!("--label: {error}"))?;
         let node = super::variable("NODE_NAME").unwrap_or_else(facts::host_name);
-        Ok(kubernetes::Options { place, node, cluster: None, kept, peers: kubernetes::Peers::Node })
+        Ok(kubernetes::Options { place, node, told: Watch::default(), kept, peers: kubernetes::Peers::Node })
     }
 
     fn selection(&self) -> Result<Selection, Failure> {

@@ -44,8 +44,8 @@ pub struct Options {
     pub place: Place,
     /// Whose pods are told.
     pub node: String,
-    /// What the cluster is called: nobody but the user knows.
-    pub cluster: Option<String>,
+    /// What only the user knows: what the cluster is called, and which labels and annotations are shown.
+    pub told: Watch,
     pub kept: Kept,
     pub peers: Peers,
 }
@@ -133,17 +133,17 @@ impl Watcher {
         let until = Instant::now() + most;
         let mut told = Vec::new();
         loop {
+            // What is said to be heard was told before.
+            let state = self.state();
             while let Some(object) = self.poll() {
                 told.push(object);
             }
-            let state = self.state();
-            let heard = told.iter().any(|object| matches!(object, Object::Watch(Watch { pods: true, .. })));
-            if heard && state.pending == 0 {
+            let pods = state.hearing.into_iter().find(|hearing| hearing.what == "pods");
+            if pods.as_ref().is_some_and(|pods| pods.heard) && state.pending == 0 {
                 return Ok(told);
             }
             #[allow(clippy::disallowed_methods, reason = "a bound for a wait, of which nothing else depends")]
             let over = Instant::now() >= until;
-            let pods = state.hearing.into_iter().find(|hearing| hearing.what == "pods");
             match pods.and_then(|pods| Some((pods.denied, pods.error?))) {
                 Some((denied, error)) if denied || over => {
                     bail!("Kubernetes does not tell its pods: {error}")

@@ -20,8 +20,8 @@ use zerocopy::IntoBytes;
 
 use super::{
     clock,
-    discover::{self, Seen},
     containers::Containers,
+    discover::{self, Seen},
     facts,
     gate::User,
     kubernetes::Watcher,

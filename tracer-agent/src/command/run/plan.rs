@@ -8,6 +8,7 @@ use tracer_agent::{
         self, Compression, Config, Enabled, Histograms, Kubernetes, KubernetesPeers, Otlp, OtlpProtocol,
         Parents, Print, Rule, SampledFlag,
     },
+    enrich::kubernetes::Watch,
     filter::Filter,
     live::{
         facts,
@@ -210,6 +211,13 @@ fn watched(config: &Config) -> Result<Option<kubernetes::Options>> {
         patterns.0.iter().map(|pattern| pattern.0.clone()).collect::<Vec<_>>()
     };
     let (labels, annotations) = (texts(&said.labels), texts(&said.annotations));
+    let told = Watch {
+        cluster: said.cluster.clone(),
+        labels: labels.clone(),
+        annotations: annotations.clone(),
+        named_by_labels: said.service_name_from_labels,
+        ..Watch::default()
+    };
     // Those that rules ask for are kept for them.
     let rules = config.select.include.iter().chain(&config.select.exclude);
     let wishes: Vec<PodWish> = rules.map(|rule| wish(rule).pods).collect();
@@ -224,7 +232,7 @@ fn watched(config: &Config) -> Result<Option<kubernetes::Options>> {
     Ok(Some(kubernetes::Options {
         place,
         node,
-        cluster: said.cluster.clone(),
+        told,
         kept,
         peers: match said.peers {
             KubernetesPeers::None => Peers::None,

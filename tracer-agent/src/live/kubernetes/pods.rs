@@ -11,6 +11,7 @@ use super::{
     owners::{Known, Made, Owners},
     slim,
 };
+use crate::live::pods::STATIC;
 use crate::{
     enrich::kubernetes::{Container, Object, Owner, Pod},
     filter,
@@ -62,7 +63,10 @@ impl Kept {
 }
 
 fn is_kept(name: &str, asked: &[GlobMatcher]) -> bool {
-    name == OPT || name.starts_with(USUAL_PREFIX) || asked.iter().any(|glob| glob.is_match(name))
+    name == OPT
+        || name == STATIC
+        || name.starts_with(USUAL_PREFIX)
+        || asked.iter().any(|glob| glob.is_match(name))
 }
 
 fn keep(all: BTreeMap<String, String>, is_kept: impl Fn(&str) -> bool) -> BTreeMap<String, String> {

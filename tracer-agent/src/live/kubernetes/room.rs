@@ -100,7 +100,7 @@ impl Room {
             waits: false,
             feeds: feeds.iter().map(|feed| (*feed, listening())).collect(),
             // Hope: what is there is about to be told.
-            told: Watch { pods: true, peers: options.peers != Peers::None, cluster: options.cluster.clone() },
+            told: Watch { pods: true, peers: options.peers != Peers::None, ..options.told.clone() },
             state,
             sized: None,
         }
@@ -356,7 +356,7 @@ impl Room {
         let watch = Watch {
             pods: back(self.told.pods, pods, self.feeds.get("pods").is_some_and(is_sure)),
             peers: back(self.told.peers, peers, self.feeds.values().all(is_sure)),
-            cluster: self.told.cluster.clone(),
+            ..self.told.clone()
         };
         if watch != self.told {
             self.told = watch.clone();
