@@ -225,7 +225,6 @@ fn a_pod_may_as_much_as_the_service() {
 }
 
 #[test]
-#[ignore = "the agent does not know the rules and the section of Kubernetes yet"]
 fn the_agent_takes_the_configurations() {
     for (name, text) in [("kustomize", kustomize(MANIFESTS)), ("chart", chart(&[]))] {
         let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tracer_tests::{
     agent::{Agent, ask, config_in, place},
     collector::Collector,
-    process::{Folder, Server, client, free_port, program, wait_for},
+    process::{Errors, Folder, Process, Server, client, free_port, program, wait_for},
 };
 
 const SERVER: &str = "http_server_request_duration_seconds";
@@ -232,4 +232,53 @@ fn agents_run_beside_each_other() {
     }
     two.finish().assert_complete();
     one.finish().assert_complete();
+}
+
+/// Where somebody starts again at once what ends, it stays and says why, and begins when the reason is gone.
+#[test]
+fn an_agent_that_cannot_begin_stays_where_it_is_told_to() {
+    let folder = Folder::new("agent-stay");
+    let server = Server::nginx(&folder);
+    let address = format!("127.0.0.1:{}", free_port());
+    let right = format!(
+        "select: {{ include: [ {{ pid: {} }} ] }}\nserve: {{ address: '{address}' }}\n",
+        server.process.id()
+    );
+    let file = config_in(&folder, "select:\n  inclde: []\n");
+    let refuse = ["--refuse", "sock_send_length", "--refuse", "sock_recv_length", "--refuse", "sys_exit"];
+    let said = |what: &str, status: u16| {
+        wait_for(what, || {
+            TcpStream::connect(&address).ok()?;
+            let answer = ask(&address, "GET", "/readyz", "");
+            (answer.status == status).then_some(answer.text)
+        })
+    };
+    for (text, arguments, reason) in [
+        ("select:\n  inclde: []\n", &[][..], "did you mean `include`?"),
+        (&right, &refuse, "bytes cannot be seen on this kernel"),
+        (
+            "select: { include: [ { namespace: a } ] }\nkubernetes: { enabled: off }\n",
+            &[],
+            "kubernetes.enabled is off",
+        ),
+    ] {
+        fs::write(&file, text).expect("the file");
+        let mut command = Command::new(program("tracer"));
+        command.arg("run").arg("--config").arg(&file).args(["--stay", &address]).args(arguments);
+        let mut agent = Process::start(command.stdin(Stdio::null()).stderr(Stdio::piped()));
+        let errors = Errors::of(&mut agent);
+        let answer = said("it to say why", 503);
+        assert!(answer.contains(reason), "{answer}");
+        assert_eq!(ask(&address, "GET", "/healthz", "").status, 200);
+        assert!(errors.said().contains(reason), "{}", errors.said());
+        if arguments.is_empty() {
+            fs::write(&file, &right).expect("the file");
+            assert_eq!(said("it to begin", 200), "ready\n");
+            agent.signal(Signal::TERM);
+            assert_eq!(agent.wait().code(), Some(0), "{}", errors.said());
+        } else {
+            agent.signal(Signal::TERM);
+            assert_eq!(agent.wait().code(), Some(4), "{}", errors.said());
+        }
+    }
 }

@@ -4,8 +4,10 @@ mod answers;
 mod families;
 mod log;
 mod plan;
+mod stay;
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -53,6 +55,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
+    /// Where it cannot begin it stays, says why at /readyz of this address, and tries again when the file changes and
+    /// each minute: for those who start at once what ends (Kubernetes)
+    #[arg(long, value_name = "IP:PORT")]
+    stay: Option<SocketAddr>,
+
     /// How bytes are seen; the best that the kernel has, if not named
     #[arg(long, value_enum, value_name = "MODE")]
     capture: Option<Capture>,
@@ -63,6 +70,13 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    match (begin(arguments), arguments.stay) {
+        (Err(failure), Some(address)) => stay::stay(arguments, address, failure),
+        (ended, _) => ended,
+    }
+}
+
+fn begin(arguments: &Arguments) -> Result<Exit, Failure> {
     let text = config::read(&arguments.config)?;
     let config = config::parse(&arguments.config, &text)?;
     log::start(&config.log);
@@ -78,7 +92,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
 
 async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) -> Result<Exit, Failure> {
     let mut signals = Signals::new()?;
-    let server = Server::start(config.serve.address.0).or_exit(Exit::Usage)?;
     let wanted = Wanted {
         ring: plan.shares.ring,
         connections: Some(plan.shares.kernel_connections),
@@ -87,6 +100,7 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
         all: true,
     };
     let probes = Probes::load(&wanted, &plan.selection)?;
+    let server = Server::start(config.serve.address.0).or_exit(Exit::Usage)?;
     for line in probes.0.shortcomings() {
         tracing::warn!("{line}");
     }

@@ -2,7 +2,7 @@
 
 use std::{env, time::Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use tracer_agent::{
     config::{
         self, Compression, Config, Enabled, Histograms, Kubernetes, KubernetesPeers, Otlp, OtlpProtocol,
@@ -79,12 +79,6 @@ impl Plan {
     pub(crate) fn new(config: &Config) -> Result<Self> {
         let kubernetes = watched(config)?;
         let selection = Self::selection(config)?;
-        if kubernetes.is_none() && selection.asks_pods() {
-            bail!(
-                "select: rules about pods need the API of Kubernetes: set kubernetes.enabled to on, or \
-                 kubernetes.kubeconfig"
-            );
-        }
         let shares = Shares::of(config.budgets.memory.0);
         let correlation = config.stitching.correlation_headers.0.iter().map(|header| &header.0);
         let endpoints = endpoints(&config.export.otlp, shares.queue)?;
@@ -151,7 +145,19 @@ impl Plan {
             }
             exclude.push(says_of_itself("false"));
         }
-        Selection::new(&include, &exclude)
+        let mut selection = Selection::new(&include, &exclude)?;
+        if selection.asks_pods() && !is_asked(&config.kubernetes) {
+            ensure!(
+                config.kubernetes.enabled != Enabled::Off,
+                "select: rules about pods ask Kubernetes, and kubernetes.enabled is off"
+            );
+            selection.missing.push(
+                "select: rules about pods ask Kubernetes, and this is no pod: set kubernetes.enabled to on, or \
+                 kubernetes.kubeconfig"
+                    .to_owned(),
+            );
+        }
+        Ok(selection)
     }
 
     pub(super) fn tell_missing(&self) {
