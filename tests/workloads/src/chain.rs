@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -34,6 +35,8 @@ const TRACEPARENT: &str = "traceparent";
 
 #[derive(Parser)]
 struct Options {
+    #[arg(long, default_value = "127.0.0.1")]
+    address: IpAddr,
     #[arg(long, default_value_t = 0)]
     port: u16,
     /// Base URL of a service to call.
@@ -52,6 +55,9 @@ struct Options {
     /// A call every so many milliseconds.
     #[arg(long)]
     cron: Option<u64>,
+    /// As many of these.
+    #[arg(long, default_value_t = u64::MAX)]
+    calls: u64,
     /// Fails where a path has fail-NAME.
     #[arg(long, default_value = "")]
     name: String,
@@ -114,7 +120,7 @@ struct Service {
 async fn main() -> Result<()> {
     let options = Options::parse();
     let mut terminated = signal(SignalKind::terminate())?;
-    let listener = TcpListener::bind(("127.0.0.1", options.port)).await?;
+    let listener = TcpListener::bind((options.address, options.port)).await?;
     let service = Arc::new(Service {
         client: reqwest::Client::builder().no_proxy().build()?,
         log: File::options().append(true).create(true).open(&options.log)?,
@@ -265,7 +271,7 @@ impl Service {
 
     async fn cron(self: Arc<Self>, period: Duration) {
         let mut ticks = time::interval_at(time::Instant::now() + period, period);
-        for number in 0..u64::MAX {
+        for number in 0..self.options.calls {
             ticks.tick().await;
             self.call(format!("/cron/{}/{number}", self.options.name), 0, &HeaderMap::new()).await;
         }
