@@ -2,6 +2,7 @@
 
 mod bench;
 mod captures;
+mod cluster;
 mod demo;
 mod deploy;
 mod fuzz;

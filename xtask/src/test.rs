@@ -9,12 +9,20 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    deploy, fuzz, kernels, setup,
+    cluster, deploy, fuzz, kernels, setup,
     shell::{self, Toolchain},
 };
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
+    /// Only this suite; what it needs is built first
+    #[arg(value_enum, conflicts_with_all = ["only", "vm"])]
+    suite: Option<Suite>,
+
+    /// Of kubernetes: 20,000 pods and 5,000 services, and what it takes to know them
+    #[arg(long, requires = "suite")]
+    scale: bool,
+
     /// Only these steps, in this order
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Step>,
@@ -23,6 +31,12 @@ pub(crate) struct Arguments {
     /// are soon over
     #[arg(long, value_name = "KERNELS", value_delimiter = ',', conflicts_with = "only")]
     vm: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Suite {
+    /// What is told of pods, against an API server: the one of KUBECONFIG, or one that is brought up; as root
+    Kubernetes,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -45,11 +59,13 @@ enum Step {
     Live,
     /// Some of that with each of the other ways to see bytes
     Modes,
+    /// What is told of pods, where an API server has been built already; as root
+    Kubernetes,
     /// The probes come out the same in two folders
     Reproduce,
 }
 
-const ALL: [Step; 10] = [
+const ALL: [Step; 11] = [
     Step::Format,
     Step::Lint,
     Step::Deny,
@@ -59,6 +75,7 @@ const ALL: [Step; 10] = [
     Step::Deploy,
     Step::Live,
     Step::Modes,
+    Step::Kubernetes,
     Step::Reproduce,
 ];
 
@@ -70,6 +87,10 @@ const OTHER_MODES: [&str; 2] = ["sys_exit", "raw_sys_exit"];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let toolchain = setup::ensure(true)?;
+    match arguments.suite {
+        Some(Suite::Kubernetes) => return cluster::test(&toolchain, arguments.scale),
+        None => {}
+    }
     if !arguments.vm.is_empty() {
         return kernels::run(&arguments.vm, &toolchain);
     }
@@ -86,6 +107,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Step::Deploy => deploy::test(&toolchain)?,
             Step::Live => live(&toolchain)?,
             Step::Modes => modes(&toolchain)?,
+            Step::Kubernetes => cluster::test_if_built(&toolchain)?,
             Step::Reproduce => reproduce(&toolchain)?,
         }
     }
@@ -107,7 +129,8 @@ fn format(toolchain: &Toolchain) -> Result<()> {
 
 fn lint(toolchain: &Toolchain) -> Result<()> {
     let clippy = |what: &str| cargo(toolchain, &format!("clippy --locked {what} -- -Dwarnings"));
-    shell::run(&mut clippy("--workspace --exclude tracer-ebpf --all-targets"))?;
+    let tests = "--features tracer-tests/kubernetes";
+    shell::run(&mut clippy(&format!("--workspace --exclude tracer-ebpf --all-targets {tests}")))?;
     shell::run(&mut clippy("--package tracer-agent --no-default-features"))?;
     // For the target that it is for: it has nothing to run on this one.
     shell::run(
@@ -227,7 +250,7 @@ impl LivePrograms {
     }
 
     /// As root.
-    fn run(&self, more: &[(&str, &OsStr)], arguments: &[&str]) -> Result<()> {
+    pub(crate) fn run(&self, more: &[(&str, &OsStr)], arguments: &[&str]) -> Result<()> {
         if !shell::is_root() {
             println!("sudo is used to load the probes");
         }
