@@ -297,7 +297,9 @@ impl Heard {
     pub(crate) fn wait_heard(&mut self) {
         self.wait("all to be heard of", |heard| {
             let state = heard.watcher.state();
-            (!state.hearing.is_empty() && state.hearing.iter().all(|hearing| hearing.heard)).then_some(())
+            (!state.hearing.is_empty()
+                && state.hearing.iter().all(|hearing| hearing.heard && hearing.error.is_none()))
+            .then_some(())
         });
     }
 

@@ -1,12 +1,14 @@
 //! What the keys of the section `kubernetes` do, by what the agent hears.
 
+use std::{fs, path::PathBuf};
+
 use serde_json::json;
 use tracer_tests::{
     agent::{Agent, Metrics},
-    process::{Folder, wait_for},
+    process::{Folder, Server, client, wait_for},
 };
 
-use super::cluster::{Cluster, GROUP, pod};
+use super::cluster::{Cluster, GROUP, container_id, pod};
 
 /// An agent that traces nobody.
 fn agent(folder: &Folder, kubernetes: &str, variables: &[(&str, &str)]) -> Agent {
@@ -102,4 +104,92 @@ fn a_gap_is_told_and_the_agent_stays_ready() {
     assert!(!agent.get("/readyz").text.contains("kubernetes"));
     assert_eq!(agent.metrics().sum("tracer_kubernetes_unheard_time_seconds", &[]), 0.0);
     agent.finish();
+}
+
+/// Where a container runtime would put a process: a cgroup that goes with the test.
+struct Place {
+    root: PathBuf,
+    path: PathBuf,
+}
+
+impl Place {
+    fn new(name: &str, uid: &str, container: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/mounts").expect("the mounts");
+        let unified =
+            mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroups v2");
+        let root = PathBuf::from(unified.split(' ').nth(1).expect("its place"));
+        let path = root.join(name).join(format!("kubepods/burstable/pod{uid}/{container}"));
+        fs::create_dir_all(&path).expect("a cgroup");
+        Self { root: root.join(name), path }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut path = self.path.as_path();
+        while path.starts_with(&self.root) {
+            // Whoever was in it is about to be gone.
+            for _ in 0..200 {
+                if fs::remove_dir(path).is_ok() || !path.exists() {
+                    break;
+                }
+                std::thread::park_timeout(std::time::Duration::from_millis(10));
+            }
+            path = path.parent().expect("a folder above");
+        }
+    }
+}
+
+#[test]
+fn what_is_said_of_a_pod_stands_on_its_spans() {
+    let cluster = Cluster::new();
+    let mut till = pod("till-0", &cluster.node);
+    till["metadata"]["labels"] = json!({"team": "a", "hidden": "b", "app.kubernetes.io/name": "till"});
+    till["metadata"]["annotations"] = json!({"example.com/tier": "c", "hidden": "d"});
+    let made = cluster.create(GROUP, "pods", &till);
+    let (uid, container) = (made["metadata"]["uid"].as_str().expect("an id"), container_id(0xabc));
+    let status = json!({"name": "main", "containerID": format!("containerd://{container}"), "image": "", "imageID": "",
+        "ready": true, "restartCount": 0, "state": {"running": {}}});
+    cluster.patch_status("till-0", &json!({"phase": "Running", "containerStatuses": [status]}));
+    let server = Server::python(&cluster.folder);
+    let place = Place::new(&cluster.namespace, uid, &container);
+    fs::write(place.path.join("cgroup.procs"), server.process.id().to_string()).expect("it moves");
+    let start = |said: &str| {
+        let text = format!(
+            "select: {{ include: [{{ pid: {} }}] }}\nexport: {{ print: json }}\nkubernetes: {{ kubeconfig: {}, node: {}{said} }}\n",
+            server.process.id(),
+            cluster.kubeconfig.display(),
+            cluster.node
+        );
+        let agent = Agent::start(&cluster.folder, &text);
+        agent.wait_metrics("the pod", |metrics| objects(metrics, "pods") == 1.0);
+        client(&server.address, "keep-alive", 3, 0, "ok");
+        let spans = wait_for("three spans", || Some(agent.printed()).filter(|spans| spans.len() == 3));
+        agent.finish();
+        let resource = spans[0]["resource"].clone();
+        assert!(spans.iter().all(|span| span["resource"] == resource), "{spans:#?}");
+        resource
+    };
+    let said =
+        ", cluster: east, labels: [team], annotations: \"example.com/*\", service_name_from_labels: true";
+    let told = start(said);
+    for (key, value) in [
+        ("k8s.pod.uid", uid),
+        ("k8s.pod.name", "till-0"),
+        ("k8s.namespace.name", &cluster.namespace),
+        ("k8s.container.name", "main"),
+        ("container.id", &container),
+        ("k8s.node.name", &cluster.node),
+        ("k8s.cluster.name", "east"),
+        ("k8s.pod.label.team", "a"),
+        ("k8s.pod.annotation.example.com/tier", "c"),
+        ("service.name", "till"),
+    ] {
+        assert_eq!(told[key], value, "{key}: {told:#}");
+    }
+    assert!(!told.to_string().contains("hidden"), "{told:#}");
+    let told = start("");
+    assert_eq!((&told["service.name"], &told["k8s.pod.name"]), (&json!("till-0"), &json!("till-0")));
+    let keys = ["k8s.cluster.name", "k8s.pod.label.team", "k8s.pod.annotation.example.com/tier"];
+    assert!(keys.iter().all(|key| told[*key].is_null()), "{told:#}");
 }

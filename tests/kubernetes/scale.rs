@@ -31,7 +31,8 @@ fn twenty_thousand_pods_and_five_thousand_services() {
         let set = number % sets;
         let mut pod = pod(&format!("service-{set:04}-6d4cf56db6-{number:05}"), &far);
         pod["metadata"]["labels"] = json!({"app": format!("service-{set:04}"), "pod-template-hash": "6d4cf56db6"});
-        pod["metadata"]["ownerReferences"] = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true,
+        // Pods of a ReplicaSet that is not there are cleaned away; of a kind that nobody knows they are left.
+        pod["metadata"]["ownerReferences"] = json!([{"apiVersion": "example.com/v1", "kind": "Rollout", "controller": true,
             "name": format!("service-{set:04}-6d4cf56db6"), "uid": format!("00000000-0000-4000-8000-{set:012}")}]);
         pod
     });

@@ -218,7 +218,7 @@ fn rights_that_come_late_count() {
     cluster.grant("agent");
     heard.wait_pod("first", |_| true);
     heard.wait("it to be told that all is heard", |heard| heard.watch().pods.then_some(()));
-    assert!(heard.watcher.state().hearing.iter().all(|hearing| hearing.heard && hearing.error.is_none()));
+    heard.wait_heard();
 }
 
 /// A token that does not count any more is replaced by the one that is in the file by then.

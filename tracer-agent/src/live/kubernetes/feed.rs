@@ -22,6 +22,9 @@ const PAUSE_DENIED: Duration = Duration::from_secs(10);
 /// A server that asks to be left alone for longer is asked again after this.
 const PAUSE_ASKED: Duration = Duration::from_secs(120);
 
+/// A watch that has not been refused after this goes on.
+const SURE: Duration = Duration::from_secs(1);
+
 /// The server ends a watch after this, and up to as much again: seconds.
 const WATCH: u64 = 300;
 
@@ -174,16 +177,32 @@ impl<T: Watched> Feed<T> {
         let seconds = WATCH + (WATCH as f64 * (jitter() - 0.5)) as u64;
         let query = format!("{}&resourceVersion={version}", self.query);
         let mut lines = self.api.watch(self.resource, &query, seconds).await?;
-        self.tell(Event::Heard).await?;
-        while let Some((event, at)) = lines.next(read::<T>).await? {
+        let mut is_sure = false;
+        loop {
+            let next = lines.next(read::<T>);
+            let line = match is_sure {
+                true => next.await?,
+                // A server that has forgotten the version says so at once, in the first line.
+                false => match tokio::time::timeout(SURE, next).await {
+                    Ok(line) => line?,
+                    Err(_) => {
+                        is_sure = true;
+                        self.tell(Event::Heard).await?;
+                        continue;
+                    }
+                },
+            };
+            let Some((event, at)) = line else { return Ok(()) };
             if let Some(event) = event {
                 self.tell(event).await?;
             }
             if !at.is_empty() {
                 *version = at;
             }
+            if !std::mem::replace(&mut is_sure, true) {
+                self.tell(Event::Heard).await?;
+            }
         }
-        Ok(())
     }
 
     async fn tell(&self, event: Event<T>) -> Result<(), Deaf> {
