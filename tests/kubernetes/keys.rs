@@ -151,8 +151,9 @@ fn what_is_said_of_a_pod_stands_on_its_spans() {
     let status = json!({"name": "main", "containerID": format!("containerd://{container}"), "image": "", "imageID": "",
         "ready": true, "restartCount": 0, "state": {"running": {}}});
     cluster.patch_status("till-0", &json!({"phase": "Running", "containerStatuses": [status]}));
-    let server = Server::python(&cluster.folder);
+    // Before the server: it goes after it.
     let place = Place::new(&cluster.namespace, uid, &container);
+    let server = Server::python(&cluster.folder);
     fs::write(place.path.join("cgroup.procs"), server.process.id().to_string()).expect("it moves");
     let start = |said: &str| {
         let text = format!(
