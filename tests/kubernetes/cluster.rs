@@ -127,7 +127,7 @@ impl Cluster {
         let mut options = Options {
             place: Place::File(self.kubeconfig.clone()),
             node: self.node.clone(),
-            cluster: None,
+            told: Watch::default(),
             kept: Kept::default(),
             peers: Peers::None,
         };
