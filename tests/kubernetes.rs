@@ -7,9 +7,13 @@ mod cluster;
 mod keys;
 #[path = "kubernetes/peers.rs"]
 mod peers;
+#[path = "kubernetes/place.rs"]
+mod place;
 #[path = "kubernetes/pods.rs"]
 mod pods;
 #[path = "kubernetes/scale.rs"]
 mod scale;
+#[path = "kubernetes/select.rs"]
+mod select;
 #[path = "kubernetes/trouble.rs"]
 mod trouble;

@@ -1,14 +1,15 @@
 //! What the keys of the section `kubernetes` do, by what the agent hears.
 
-use std::{fs, path::PathBuf};
-
 use serde_json::json;
 use tracer_tests::{
     agent::{Agent, Metrics},
     process::{Folder, Server, client, wait_for},
 };
 
-use super::cluster::{Cluster, GROUP, container_id, pod};
+use super::{
+    cluster::{Cluster, GROUP, container_id, pod},
+    place::Place,
+};
 
 /// An agent that traces nobody.
 fn agent(folder: &Folder, kubernetes: &str, variables: &[(&str, &str)]) -> Agent {
@@ -106,40 +107,6 @@ fn a_gap_is_told_and_the_agent_stays_ready() {
     agent.finish();
 }
 
-/// Where a container runtime would put a process: a cgroup that goes with the test.
-struct Place {
-    root: PathBuf,
-    path: PathBuf,
-}
-
-impl Place {
-    fn new(name: &str, uid: &str, container: &str) -> Self {
-        let mounts = fs::read_to_string("/proc/mounts").expect("the mounts");
-        let unified =
-            mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroups v2");
-        let root = PathBuf::from(unified.split(' ').nth(1).expect("its place"));
-        let path = root.join(name).join(format!("kubepods/burstable/pod{uid}/{container}"));
-        fs::create_dir_all(&path).expect("a cgroup");
-        Self { root: root.join(name), path }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut path = self.path.as_path();
-        while path.starts_with(&self.root) {
-            // Whoever was in it is about to be gone.
-            for _ in 0..200 {
-                if fs::remove_dir(path).is_ok() || !path.exists() {
-                    break;
-                }
-                std::thread::park_timeout(std::time::Duration::from_millis(10));
-            }
-            path = path.parent().expect("a folder above");
-        }
-    }
-}
-
 #[test]
 fn what_is_said_of_a_pod_stands_on_its_spans() {
     let cluster = Cluster::new();
@@ -154,7 +121,7 @@ fn what_is_said_of_a_pod_stands_on_its_spans() {
     // Before the server: it goes after it.
     let place = Place::new(&cluster.namespace, uid, &container);
     let server = Server::python(&cluster.folder);
-    fs::write(place.path.join("cgroup.procs"), server.process.id().to_string()).expect("it moves");
+    place.take(server.process.id());
     let start = |said: &str| {
         let text = format!(
             "select: {{ include: [{{ pid: {} }}] }}\nexport: {{ print: json }}\nkubernetes: {{ kubeconfig: {}, node: {}{said} }}\n",

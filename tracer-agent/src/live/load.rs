@@ -59,6 +59,7 @@ struct Sizes {
     undecided: u32,
     connections: u32,
     quiet: u32,
+    cgroups: u32,
 }
 
 /// Connections that have a name of ours, where the kernel gives none.
@@ -178,6 +179,7 @@ impl Probes {
             undecided: room(&ebpf, "UNDECIDED")?,
             connections: room(&ebpf, "CONNECTIONS")?,
             quiet: room(&ebpf, "QUIET")?,
+            cgroups: room(&ebpf, "CGROUPS")?,
         };
         let map = |ebpf: &mut Ebpf, name: &str| {
             ebpf.take_map(name).ok_or_else(|| anyhow!("the probes have no map {name}"))
@@ -304,8 +306,10 @@ impl Probes {
     }
 
     /// How full the tables of the probes are: entries, and the most.
-    pub fn tables(&self) -> [(&'static str, u64, u64); 4] {
+    pub fn tables(&self) -> [(&'static str, u64, u64); 5] {
+        let cgroups = self.ebpf.map("CGROUPS").and_then(|map| HashMap::<_, u64, u32>::try_from(map).ok());
         [
+            ("cgroups", cgroups.map_or(0, |map| map.keys().count() as u64), self.sizes.cgroups.into()),
             ("processes", self.selected.keys().count() as u64, self.sizes.selected.into()),
             ("undecided processes", self.undecided.keys().count() as u64, self.sizes.undecided.into()),
             ("connections", self.connections.keys().count() as u64, self.sizes.connections.into()),
