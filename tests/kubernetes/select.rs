@@ -111,7 +111,7 @@ fn each_kind_of_rule_chooses_and_excludes() {
         assert_only(start(&cluster, &all), &db, &web);
     }
     // And the namespace by itself.
-    let others = "{ include: [ { pid: 1 }, { pod: \"*\" } ], exclude: [ { namespace: \"tracer-*\" } ] }";
+    let others = "{ include: [ { pod: \"*\" } ], exclude: [ { namespace: \"tracer-*\" } ] }";
     let agent = start(&cluster, others);
     agent.wait_metrics("the pods", |metrics| {
         metrics.sum("tracer_kubernetes_objects", &[("resource", "pods")]) == 2.0

@@ -106,11 +106,11 @@ impl<'a> Record<'a> {
         }
         let bytes = &bytes[..size];
         Ok(match header.kind {
-            kind::FORKED => Record::Process(Life::Forked, fields(bytes)?.0),
-            kind::EXECUTED => Record::Process(Life::Executed, fields(bytes)?.0),
-            kind::EXITED => Record::Process(Life::Exited, fields(bytes)?.0),
-            kind::CHOSEN => Record::Process(Life::Chosen, fields(bytes)?.0),
-            kind::UNDECIDED => Record::Undecided(fields(bytes)?.0),
+            kind::FORKED => Record::Process(Life::Forked, process(bytes)?),
+            kind::EXECUTED => Record::Process(Life::Executed, process(bytes)?),
+            kind::EXITED => Record::Process(Life::Exited, process(bytes)?),
+            kind::CHOSEN => Record::Process(Life::Chosen, process(bytes)?),
+            kind::UNDECIDED => Record::Undecided(process(bytes)?),
             kind::OPENED => Record::Opened(fields(bytes)?.0),
             kind::OPENED_UNIX => Record::OpenedUnix(fields(bytes)?.0),
             kind::DATA => {
@@ -169,12 +169,23 @@ fn fields<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<(T, &[
     T::read_from_prefix(bytes).map_err(|_| RecordError::Short { want: size_of::<T>(), have: bytes.len() })
 }
 
-/// It has grown: older captures have the start of it.
 fn closed(bytes: &[u8]) -> Result<wire::Closed, RecordError> {
-    let mut whole = [0; size_of::<wire::Closed>()];
-    let have = bytes.len().min(whole.len());
-    if have < wire::Closed::SIZE_BEFORE {
-        return Err(RecordError::Short { want: wire::Closed::SIZE_BEFORE, have });
+    grown::<_, { size_of::<wire::Closed>() }>(bytes, wire::Closed::SIZE_BEFORE)
+}
+
+fn process(bytes: &[u8]) -> Result<wire::Process, RecordError> {
+    grown::<_, { size_of::<wire::Process>() }>(bytes, wire::Process::SIZE_BEFORE)
+}
+
+/// A kind of record that has grown: older captures have the start of it.
+fn grown<T: FromBytes + KnownLayout + Immutable, const SIZE: usize>(
+    bytes: &[u8],
+    before: usize,
+) -> Result<T, RecordError> {
+    let mut whole = [0; SIZE];
+    let have = bytes.len().min(SIZE);
+    if have < before {
+        return Err(RecordError::Short { want: before, have });
     }
     whole[..have].copy_from_slice(&bytes[..have]);
     Ok(fields(&whole)?.0)

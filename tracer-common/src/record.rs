@@ -69,6 +69,13 @@ pub struct Process {
     /// The rules of the selection by which it is chosen, a bit each; 0 if it is not.
     pub selected: u32,
     pub command: [u8; 16],
+    /// Its cgroup (v2) when it executed the program; else 0, and in captures of before this was told.
+    pub cgroup: u64,
+}
+
+impl Process {
+    /// Its size before it had a cgroup.
+    pub const SIZE_BEFORE: usize = 48;
 }
 
 /// Follows at a connection's first bytes ([`kind::OPENED`]).
@@ -393,7 +400,7 @@ pub struct Vanished {
 }
 
 const _: () = assert!(size_of::<Header>() == 24);
-const _: () = assert!(size_of::<Process>() == 48);
+const _: () = assert!(size_of::<Process>() == Process::SIZE_BEFORE + 8);
 const _: () = assert!(size_of::<Opened>() == 88);
 const _: () = assert!(size_of::<Data>() == 72);
 const _: () = assert!(size_of::<Ended>() == 64);

@@ -2,7 +2,7 @@
 //! types that the verifier knows, and without (`raw_`).
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_get_current_cgroup_id},
     macros::{btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
@@ -136,8 +136,12 @@ fn report(choice: Choice, kind: u16, process: u32, parent: u32, command: [u8; 16
 
 #[inline(always)]
 fn tell(kind: u16, process: u32, parent: u32, selected: u32, command: [u8; 16]) {
+    // Who executes a program is the current process; of others what is known of their parent holds.
+    let executed = kind == kind::EXECUTED || kind == kind::UNDECIDED && parent == 0;
+    // SAFETY: a helper without arguments.
+    let cgroup = if executed { unsafe { bpf_get_current_cgroup_id() } } else { 0 };
     emit::fixed(|record: &mut Process| {
-        *record = Process { header: Header::default(), parent, selected, command };
+        *record = Process { header: Header::default(), parent, selected, command, cgroup };
         record.header = emit::header::<Process>(kind);
         record.header.pid = process;
         record.header.thread = bpf_get_current_pid_tgid() as u32;

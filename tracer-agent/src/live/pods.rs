@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Result, anyhow, ensure};
 use rustix::fs::inotify;
 
+use super::discover;
 use super::select::{Cgroup, Pattern, cgroup_root};
 use crate::enrich::kubernetes::{Object, Pod};
 
@@ -24,6 +25,9 @@ const LOOK: u64 = 10_000_000_000;
 /// Folders that are gone through, and how deep: pods of nodes that are containers themselves are further down.
 const FOLDERS_MAX: usize = 20_000;
 const DEPTH_MAX: usize = 6;
+
+/// Paths of cgroups that are kept.
+const PATHS_MAX: usize = 1024;
 
 /// What a rule asks of pods. Values of one kind are alternatives, kinds have to hold together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -172,6 +176,8 @@ impl Pairs {
 pub(super) struct Pods {
     known: BTreeMap<String, Pod>,
     tree: Option<Tree>,
+    /// Of cgroups, by their ids: these are not given again.
+    paths: BTreeMap<u64, String>,
 }
 
 impl Pods {
@@ -220,6 +226,22 @@ impl Pods {
             cgroups.extend(inside.filter_map(|(_, folder)| Cgroup::at(&folder)));
         }
         cgroups
+    }
+
+    /// The path of a cgroup by its id. Asked only where nothing else is left of a process.
+    pub(super) fn cgroup(&mut self, id: u64) -> Option<String> {
+        if id == 0 {
+            return None;
+        }
+        if let Some(path) = self.paths.get(&id) {
+            return Some(path.clone());
+        }
+        let path = discover::cgroup_path(id)?;
+        if self.paths.len() >= PATHS_MAX {
+            self.paths.pop_first();
+        }
+        self.paths.insert(id, path.clone());
+        Some(path)
     }
 
     fn folder(&self, pod: &Pod) -> Option<&Path> {

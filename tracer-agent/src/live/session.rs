@@ -14,7 +14,7 @@ use rustix::event::{Timespec, epoll};
 
 use tracer_common::{
     config::{Counter, Met, Selected, condition, surviving_exec},
-    record::Process,
+    record::{FactKey, Process},
 };
 use zerocopy::IntoBytes;
 
@@ -387,10 +387,14 @@ impl Session {
         let new = after.into_iter().filter(|(cgroup, _)| !before.contains_key(cgroup)).collect();
         for (process, rules) in self.selection.members(&new) {
             let Some(seen) = Seen::of(process) else { continue };
-            let mut met = self.selection.met_by(&seen);
+            let before = self.probes.selected(process);
+            let mut met = union(&before.met, &self.selection.met_by(&seen));
             met[condition::CGROUP] |= rules;
-            if self.probes.selected(process).chosen == 0 {
+            if before.chosen == 0 {
                 self.choose(process, &seen, met)?;
+            } else {
+                // It may be excluded now.
+                self.probes.select(process, Selected { met, chosen: self.selection.chosen(&met) })?;
             }
         }
         Ok(())
@@ -567,12 +571,15 @@ impl Session {
             if let Some(process) = ran_already {
                 self.sockets.handle_chosen(process);
             }
-            if let Some(process) = news.map(|process| process.header.pid)
-                && let Some(seen) = Seen::of(process)
-            {
-                for fact in facts::of(&seen, process, clock::monotonic(), &mut self.containers) {
+            let Some(news) = news else { continue };
+            let (process, now) = (news.header.pid, clock::monotonic());
+            if let Some(seen) = Seen::of(process) {
+                for fact in facts::of(&seen, process, now, &mut self.containers) {
                     self.handle(&fact)?;
                 }
+            } else if let Some(cgroup) = self.pods.cgroup(news.cgroup) {
+                // It is gone already: in which pod it was is known all the same.
+                self.handle(&own::fact(now, process, FactKey::Cgroup, &cgroup))?;
             }
         }
         Ok(read)
