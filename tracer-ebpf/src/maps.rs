@@ -3,7 +3,7 @@
 use crate::{
     connect::Connecting,
     emit::{Outgoing, PIECES_FEW, Piece},
-    memory::{BY_ADDRESS, constant},
+    memory::{BY_ADDRESS, HAS_BUDGET, constant},
     syscall::Ended,
 };
 use aya_ebpf::{
@@ -201,19 +201,27 @@ pub(crate) fn rules() -> Option<&'static Rules> {
 /// calls: there is too much around them for the verifier.
 #[inline(always)]
 pub(crate) fn sheds_content() -> bool {
-    constant(&BY_ADDRESS) == 0 && SHED.get(0).is_some_and(|shed| shed.content != 0)
+    can_shed() && SHED.get(0).is_some_and(|shed| shed.content != 0)
 }
 
 /// Whether the connection is left out to stay within the budget.
 #[inline(always)]
 pub(crate) fn sheds(cookie: u64) -> bool {
-    constant(&BY_ADDRESS) == 0 && SHED.get(0).is_some_and(|shed| shed.covers(cookie))
+    can_shed() && SHED.get(0).is_some_and(|shed| shed.covers(cookie))
+}
+
+#[inline(always)]
+fn can_shed() -> bool {
+    constant(&BY_ADDRESS) == 0 && constant(&HAS_BUDGET) != 0
 }
 
 /// Before each call. What is kept lies in the map: in a register it would be one more way for the verifier to
 /// follow.
 #[inline(always)]
 pub(crate) fn begin_time() {
+    if constant(&HAS_BUDGET) == 0 {
+        return;
+    }
     if let Some(timed) = TIMED.get_ptr_mut(0) {
         // SAFETY: an element of a per-CPU array; the two socket programs can nest, which spoils one time of many.
         unsafe {
@@ -226,6 +234,9 @@ pub(crate) fn begin_time() {
 /// And after it.
 #[inline(always)]
 pub(crate) fn end_time() {
+    if constant(&HAS_BUDGET) == 0 {
+        return;
+    }
     let Some(timed) = TIMED.get_ptr_mut(0) else { return };
     // SAFETY: as above.
     unsafe {

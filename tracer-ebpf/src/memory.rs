@@ -29,8 +29,8 @@ offsets! {
 
 // Whether the agent has a say in who is chosen; the agent's own process; and whether connections are known
 // by what the kernel calls their socket, or by where it is (then the kernel gives no cookies to the programs
-// that need them).
-offsets! { DECIDED_BY_AGENT OWN_PROCESS BY_ADDRESS }
+// that need them); and whether there is a budget to stay within.
+offsets! { DECIDED_BY_AGENT OWN_PROCESS BY_ADDRESS HAS_BUDGET }
 offsets! {
     FRAMING_PREFIX_0 FRAMING_PREFIX_1 FRAMING_PREFIX_2 FRAMING_PREFIX_3 FRAMING_PREFIX_LENGTH
     FRAMING_HEADER FRAMING_LENGTH_AT FRAMING_LENGTH_SIZE FRAMING_KIND_AT FRAMING_KINDS FRAMING_CONTENT

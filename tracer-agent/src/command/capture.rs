@@ -176,6 +176,7 @@ pub(crate) fn run(
         capture: bounds.capture,
         refuse: bounds.refuse.clone(),
         all: false,
+        budget: false,
     };
     let limits = Limits {
         memory: bounds

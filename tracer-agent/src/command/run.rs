@@ -98,6 +98,7 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
         capture: arguments.capture,
         refuse: arguments.refuse.clone(),
         all: true,
+        budget: true,
     };
     let probes = Probes::load(&wanted, &plan.selection)?;
     let server = Server::start(config.serve.address.0).or_exit(Exit::Usage)?;

@@ -320,7 +320,8 @@ fn probes() -> (Vec<Check>, Option<Capture>) {
     let mut best: Option<(Capture, Probes)> = None;
     for capture in Capture::ALL {
         let name = format!("capture: {capture}");
-        let wanted = Wanted { ring: RING_MIN, capture: Some(capture), all: true, ..Wanted::default() };
+        let wanted =
+            Wanted { ring: RING_MIN, capture: Some(capture), all: true, budget: true, ..Wanted::default() };
         match Probes::load(&wanted, &Selection::of_nobody()) {
             Ok((probes, _)) => {
                 let worse = best.as_ref().map(|(best, _)| *best);

@@ -92,11 +92,20 @@ pub struct Wanted {
     pub refuse: Vec<String>,
     /// Also those that the selection does not ask for, and may ask for later.
     pub all: bool,
+    /// Whether the probes time themselves, and can be told to do less.
+    pub budget: bool,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { ring: RING_DEFAULT, connections: None, capture: None, refuse: Vec::new(), all: false }
+        Self {
+            ring: RING_DEFAULT,
+            connections: None,
+            capture: None,
+            refuse: Vec::new(),
+            all: false,
+            budget: false,
+        }
     }
 }
 
@@ -157,14 +166,16 @@ impl Probes {
             loader.override_global(name, offset, true);
         }
         let rules = selection.rules();
-        let (by_agent, own, by_address) = (
+        let (by_agent, own, by_address, has_budget) = (
             u32::from(wanted.all || rules.by_agent != Met::default()),
             std::process::id(),
             u32::from(capture.knows_by_address()),
+            u32::from(wanted.budget),
         );
         loader.override_global("DECIDED_BY_AGENT", &by_agent, true);
         loader.override_global("OWN_PROCESS", &own, true);
         loader.override_global("BY_ADDRESS", &by_address, true);
+        loader.override_global("HAS_BUDGET", &has_budget, true);
         let framing = PROTOCOLS.iter().find_map(|protocol| protocol.framing()).map(framing_constants);
         for (name, value) in framing.iter().flatten() {
             loader.override_global(name, value, true);
