@@ -77,9 +77,32 @@ pub struct ConnectionState {
     pub settled: u32,
     /// Not 0 if the agent wants to be told nothing of it any more: one of [`ignored`], which it writes.
     pub ignored: u32,
-    /// 1 if its frames are followed ([`Frames`]).
+    /// 1 if its frames are followed.
     pub framed: u32,
     pub padding: u32,
+    /// By direction, how far.
+    pub framing: [Framed; 2],
+}
+
+/// How far the frames of one direction were followed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Framed {
+    /// Where the last call ended, as a sequence number: a position can be off by what moves just then.
+    pub sequence: u32,
+    /// Between two calls there is seldom more to be known than how much of a frame is still to come. That is
+    /// here, with [`Frames::saves`] in the upper eight bits; or else one of [`framed`].
+    pub left: u32,
+}
+
+/// What else [`Framed::left`] can be.
+pub mod framed {
+    /// It is not known where frames start.
+    pub const LOST: u32 = u32::MAX;
+    /// There is more to it: see [`Frames`](super::Frames).
+    pub const APART: u32 = u32::MAX - 1;
+    /// Where [`Frames::saves`](super::Frames::saves) is.
+    pub const SAVES_AT: u32 = 24;
 }
 
 /// What bytes of an ignored connection are counted as.
@@ -120,13 +143,11 @@ pub struct Framing {
     pub content: u32,
 }
 
-/// How far the frames of one direction were followed: a value of the probes' own map, by socket cookie and
-/// direction.
-#[repr(C)]
+/// How far the frames of one direction were followed, where that is not simple: a value of the probes' own map,
+/// by twice the socket cookie and the direction.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Frames {
-    /// Where the last call ended, as a sequence number: a position can be off by what moves just then.
-    pub sequence: u32,
     /// Why content is passed over, 0 if it is not: as it was at the last long call.
     pub saves: u32,
     /// Of the current frame, bytes that are copied, and those after them that are not.
@@ -138,7 +159,6 @@ pub struct Frames {
     pub follows: u32,
     /// 1 if the current frame holds content.
     pub content: u32,
-    pub padding: u32,
     pub header: [u8; 16],
 }
 

@@ -1,6 +1,6 @@
 //! The only way out: records into the ring buffer, and what did not fit into the counters.
 
-use core::mem::size_of;
+use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
@@ -14,14 +14,14 @@ use aya_ebpf::{
 };
 use tracer_common::{
     config::{Counter, IOVECS_PER_CALL, PAYLOAD_CLASSES, PAYLOAD_MAX, RECORDS_PER_CALL, TAIL_RECORDS},
-    connection::Direction,
+    connection::{ConnectionState, Direction},
     record::{Data, Header, omitted},
 };
 
 use crate::{
     frames,
     maps::{self, RECORDS, SCRATCH_SIZE, Walk, count},
-    memory::{BY_ADDRESS, bounded, constant, copy_user, copy_words, masked, read_user},
+    memory::{BY_ADDRESS, bounded, constant, copy_user, copy_words, masked, read_user, zero_words},
     syscall::{self, Buffer, shape},
 };
 
@@ -105,51 +105,52 @@ pub(crate) struct Outgoing {
     pub(crate) total: u32,
     done: u32,
     share: Share,
-    framed: u32,
-}
-
-/// What is known of a call's frames; see [`frames`].
-pub(crate) mod framing {
-    /// It may be the first of a connection that has some.
-    pub(crate) const MAY_BEGIN: u32 = 1;
-    /// They are followed.
-    pub(crate) const FOLLOWED: u32 = 2;
-    /// Their content is not asked for.
-    pub(crate) const SAVES: u32 = 4;
+    saves: u32,
 }
 
 /// A call that moved bytes, told in one record or several. `out.first` has all but what differs between them;
-/// `total` is what the call moved, `framed` of [`framing`]. Returns whether frames are followed from here on.
+/// `total` is what the call moved. `is_first`: frames can begin here; `saves` is not 0 if the content of frames is
+/// not asked for.
 #[inline(always)]
-pub(crate) fn data(direction: u32, out: &mut Outgoing, buffer: Buffer, total: u32, framed: u32) -> bool {
+pub(crate) fn data(
+    direction: u32,
+    out: &mut Outgoing,
+    buffer: Buffer,
+    total: u32,
+    state: &mut ConnectionState,
+    is_first: bool,
+    saves: u32,
+) {
     out.total = total;
     out.done = 0;
     // SAFETY: references are valid. Volatile, since the point is that it happens: what is read back is the
     // same to the verifier, whatever was written.
-    let (buffer, framed) = unsafe {
+    let (buffer, saves) = unsafe {
         core::ptr::write_volatile(&mut out.buffer, buffer);
-        core::ptr::write_volatile(&mut out.framed, framed);
-        (core::ptr::read_volatile(&out.buffer), core::ptr::read_volatile(&out.framed))
+        core::ptr::write_volatile(&mut out.saves, saves);
+        (core::ptr::read_volatile(&out.buffer), core::ptr::read_volatile(&out.saves))
     };
     // At the end of system calls there is too much before this for verifiers of the kernels that need that.
-    let framed = if constant(&BY_ADDRESS) == 0 { framed } else { 0 };
-    let mut begins = false;
-    if framed != 0 {
-        let followed = frames::follow(direction, framed);
-        begins = followed & frames::BEGUN != 0;
-        if followed & frames::TOLD != 0 {
-            return begins;
+    if constant(&BY_ADDRESS) == 0 {
+        if is_first && state.framed == 0 {
+            frames::begin(direction, state);
+        }
+        let may_be_told = state.framed != 0 || buffer.shape == shape::PIECES;
+        let mut told = if may_be_told { frames::told(direction, state) } else { 0 };
+        if told & frames::FOLLOW != 0 {
+            told = frames::follow(direction, state, told & 1, saves);
+        }
+        if told != 0 {
+            return;
         }
     }
     match buffer.shape {
         shape::FLAT => flat(direction, out),
-        shape::PIECES if constant(&BY_ADDRESS) == 0 && told_few(direction, out, buffer) => {}
         shape::PIECES => pieces(direction, buffer.address, buffer.count, total, IOVECS_PER_CALL),
         // Only where calls are seen when they are over.
         shape::MESSAGES if constant(&BY_ADDRESS) != 0 => messages(direction),
         _ => gap(&out.first, 0, total, buffer.omitted as u8),
     }
-    begins
 }
 
 /// One record, or for a large call a loop of the kernel's over several.
@@ -288,17 +289,6 @@ unsafe extern "C" fn one_message(index: u32, argument: *mut u32) -> i64 {
     0
 }
 
-/// Tells of a short call in few pieces; false if it is no such call.
-#[inline(always)]
-fn told_few(direction: u32, out: &Outgoing, buffer: Buffer) -> bool {
-    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return false };
-    if !gather_few(scratch, walk, out, buffer) {
-        return false;
-    }
-    send_gathered(scratch, walk);
-    true
-}
-
 /// Puts a short call together in the scratch, whether flat or in a few pieces; false if it is no such call.
 #[inline(always)]
 pub(crate) fn gather_few(scratch: *mut u8, walk: &mut Walk, out: &Outgoing, buffer: Buffer) -> bool {
@@ -306,32 +296,32 @@ pub(crate) fn gather_few(scratch: *mut u8, walk: &mut Walk, out: &Outgoing, buff
     if total > SHORT_MAX || buffer.count > PIECES_FEW as u64 {
         return false;
     }
-    let mut filled = 0;
     if buffer.shape == shape::FLAT {
         let length = bounded(total, SHORT_MAX);
         // SAFETY: the scratch has room for the fields and more than that.
         if !unsafe { copy_user(scratch.add(size_of::<Data>()), length, buffer.address) } {
             return false;
         }
-        filled = length;
-    } else {
+    } else if buffer.shape == shape::PIECES {
+        // On the stack: with checks on what is copied (CONFIG_HARDENED_USERCOPY) that is the cheapest place.
+        let mut few = MaybeUninit::<[Piece; PIECES_FEW]>::uninit();
+        zero_words(few.as_mut_ptr());
+        // SAFETY: it is zeros, which are plain numbers.
+        let few = unsafe { few.assume_init_mut() };
         // As many as there are: what lies behind them may not be there to be read.
-        let size = bounded(buffer.count as u32 * size_of::<Piece>() as u32, size_of_val(&walk.few) as u32);
+        let size = bounded(buffer.count as u32 * size_of::<Piece>() as u32, size_of_val(few) as u32);
         // SAFETY: the target has room for so many.
-        if !unsafe { copy_user(walk.few.as_mut_ptr().cast(), size, buffer.address) } {
+        if !unsafe { copy_user(few.as_mut_ptr().cast(), size, buffer.address) } {
             return false;
         }
-        for index in 0..PIECES_FEW {
-            // Hidden, or LLVM ends the loop by the count alone, which older verifiers do not know the bound of.
-            if index as u64 >= core::hint::black_box(buffer.count) || filled >= total {
+        let mut filled = 0;
+        // Those that are not there have no length.
+        for piece in few.iter() {
+            if filled >= total {
                 break;
             }
-            let piece = walk.few[index];
             let left = total - filled;
             let length = if piece.length > left as u64 { left } else { piece.length as u32 };
-            if length == 0 {
-                continue;
-            }
             // Less than the total.
             let (at, length) = (masked(filled, SHORT_MAX - 1), bounded(length, SHORT_MAX));
             // SAFETY: the scratch has room for the fields and twice as much.
@@ -343,10 +333,12 @@ pub(crate) fn gather_few(scratch: *mut u8, walk: &mut Walk, out: &Outgoing, buff
         if filled != total {
             return false;
         }
+    } else {
+        return false;
     }
     // SAFETY: the scratch is larger than the fields, and aligned to 8.
     write(unsafe { &mut *scratch.cast::<Data>() }, &out.first, 0, 0);
-    walk.filled = filled;
+    walk.filled = total;
     true
 }
 

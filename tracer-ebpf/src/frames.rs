@@ -6,17 +6,17 @@ use core::mem::size_of;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel};
 use tracer_common::{
     config::RECORDS_PER_CALL,
-    connection::Frames,
+    connection::{ConnectionState, Framed, Frames, framed},
     record::{Data, omitted},
 };
 
 use crate::{
     emit::{
-        self, GATHER_MAX, Outgoing, Piece, SHORT_MAX, crowded, flush, flush_over, gap, gather_few,
-        send_gathered, write,
+        GATHER_MAX, Outgoing, Piece, SHORT_MAX, crowded, flush, flush_over, gap, gather_few, send_gathered,
+        write,
     },
     maps::{self, FRAMES},
-    memory::{self, bounded, constant, copy_user, copy_words, masked, read_user},
+    memory::{self, bounded, constant, copy_user, copy_words, masked, read_user, zero_words},
     syscall::{Buffer, shape},
 };
 
@@ -44,23 +44,27 @@ const FRAMES_FEW: u32 = 2;
 /// Steps of one call: one for each piece and frame, and some for each record.
 const STEPS: u32 = 65536;
 
-/// Follows a connection whose first bytes are those of the layout, if `first` tells of them. What was sent
-/// before in the other direction is taken for whole frames: nobody ends a first call within one.
-#[inline(always)]
-fn begin(first: &Data, buffer: &Buffer, total: u32) -> bool {
+/// Follows a connection whose first bytes are those of the layout, if that is what this call moved. What was sent
+/// before in the other direction is taken for whole frames: nobody ends a first call within one. A function of its
+/// own, as the next, so that its part of the stack is used only where it is.
+#[inline(never)]
+pub(crate) fn begin(direction: u32, state: &mut ConnectionState) -> u32 {
     let length = constant(&memory::FRAMING_PREFIX_LENGTH) as u32;
-    if length == 0 || total < size_of::<[u32; 4]>() as u32 {
-        return false;
+    let Some(out) = maps::outgoing(direction & 1) else { return 0 };
+    if length == 0 || out.total < size_of::<[u32; 4]>() as u32 {
+        return 0;
     }
+    // SAFETY: a reference is valid to read. Volatile: to the verifier it is the same, whatever was written.
+    let buffer = unsafe { core::ptr::read_volatile(&out.buffer) };
     let address = match buffer.shape {
         shape::FLAT => buffer.address,
         shape::PIECES => match read_user::<Piece>(buffer.address) {
             Some(piece) if piece.length >= size_of::<[u32; 4]>() as u64 => piece.address,
-            _ => return false,
+            _ => return 0,
         },
-        _ => return false,
+        _ => return 0,
     };
-    let Some(start) = read_user::<[u32; 4]>(address) else { return false };
+    let Some(start) = read_user::<[u32; 4]>(address) else { return 0 };
     let prefix = [
         &memory::FRAMING_PREFIX_0,
         &memory::FRAMING_PREFIX_1,
@@ -72,90 +76,190 @@ fn begin(first: &Data, buffer: &Buffer, total: u32) -> bool {
         || start[2] != constant(prefix[2]) as u32
         || start[3] != constant(prefix[3]) as u32
     {
-        return false;
-    }
-    let Some(room) = maps::scratch(first.direction as u32 & 1) else { return false };
-    let [sent, received] = first.bases;
-    let asks = (first.direction == 0) as u32 * length;
-    // SAFETY: the scratch is larger than the two, and aligned to 8. Values on the stack would be too much of it.
-    unsafe {
-        let both = room.cast::<[Frames; 2]>();
-        let (own, other) = (first.position, first.opposite);
-        let (first_of_sent, first_of_received) =
-            if first.direction == 0 { (own, other) } else { (other, own) };
-        (*both)[0] = starting(first_of_sent, sent, asks);
-        (*both)[1] = starting(first_of_received, received, length - asks);
-        FRAMES.insert(&first.cookie, &*both, 0).is_ok()
-    }
-}
-
-#[inline(always)]
-fn starting(position: u64, base: u32, copy: u32) -> Frames {
-    let sequence = (position as u32).wrapping_add(base);
-    Frames { sequence, copy, follows: 1, ..Frames::default() }
-}
-
-#[inline(always)]
-fn kept(cookie: u64, direction: u32) -> Option<&'static mut Frames> {
-    // Hidden, or what is added to it comes before it was looked at.
-    let both = core::hint::black_box(FRAMES.get_ptr_mut(&cookie)?.cast::<Frames>());
-    // SAFETY: one of the two of a value of the map, which lives as long as the program runs.
-    Some(unsafe { &mut *both.add((direction & 1) as usize) })
-}
-
-/// What [`follow`] has done.
-pub(crate) const TOLD: u32 = 1;
-pub(crate) const BEGUN: u32 = 2;
-
-/// Tells of a call of a connection whose frames are followed, or may be from here on; `framed` is of
-/// [`emit::framing`]. A function of its own, so that its part of the stack is used only where it is.
-#[inline(never)]
-pub(crate) fn follow(direction: u32, framed: u32) -> u32 {
-    let direction = direction & 1;
-    let Some(out) = maps::outgoing(direction) else { return 0 };
-    // SAFETY: a reference is valid to read. Volatile: to the verifier it is the same, whatever was written.
-    let buffer = unsafe { core::ptr::read_volatile(&out.buffer) };
-    let begun = framed & emit::framing::MAY_BEGIN != 0 && begin(&out.first, &buffer, out.total);
-    if !begun && framed & emit::framing::FOLLOWED == 0 {
         return 0;
     }
-    let told = follow_call(direction, out, buffer, framed & emit::framing::SAVES != 0);
-    let begun = if begun { BEGUN } else { 0 };
-    if told { begun | TOLD } else { begun }
+    let first = &out.first;
+    let (own, other) = (first.position as u32, first.opposite as u32);
+    let (sent, received, asks) = if direction == 0 { (own, other, length) } else { (other, own, 0) };
+    state.framing = [
+        Framed { sequence: sent.wrapping_add(first.bases[0]), left: asks },
+        Framed { sequence: received.wrapping_add(first.bases[1]), left: length - asks },
+    ];
+    state.framed = 1;
+    0
 }
 
-/// False if the call has to be told in another way.
+/// Tells of a short call in pieces, and of any of few frames on a connection whose frames are followed. Returns 0 if
+/// the call has to be told in another way, and [`FOLLOW`] if that is by [`follow`], with 1 added if it is in the
+/// scratch already.
+#[inline(never)]
+pub(crate) fn told(direction: u32, state: &mut ConnectionState) -> u32 {
+    let direction = direction & 1;
+    let Some(out) = maps::outgoing(direction) else { return 0 };
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return 0 };
+    // SAFETY: a reference is valid to read. Volatile: to the verifier it is the same, whatever was written.
+    let buffer = unsafe { core::ptr::read_volatile(&out.buffer) };
+    walk.before = if state.framed == 0 {
+        framed::LOST
+    } else {
+        enter(&mut state.framing[direction as usize], direction, out)
+    };
+    if walk.before == framed::LOST && buffer.shape != shape::PIECES {
+        return 0;
+    }
+    let is_short = gather_few(scratch, walk, out, buffer);
+    if walk.before == framed::LOST {
+        if is_short {
+            send_gathered(scratch, walk);
+        }
+        return is_short as u32;
+    }
+    if is_short {
+        let left = few_frames(scratch, walk);
+        if left <= COPIED_MAX {
+            state.framing[direction as usize].left = left | walk.before & SAVES;
+            send_gathered(scratch, walk);
+            return 1;
+        }
+    }
+    FOLLOW | is_short as u32
+}
+
+/// What [`told`] may return.
+pub(crate) const FOLLOW: u32 = 2;
+
+/// Where the reason to save is in [`Framed::left`].
+const SAVES: u32 = 0xff << framed::SAVES_AT;
+
+/// Returns what was left of a frame before the call.
 #[inline(always)]
-fn follow_call(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: bool) -> bool {
-    let Some(frames) = kept(out.first.cookie, direction) else { return false };
-    if frames.follows == 0 {
-        return false;
-    }
-    let total = out.total;
-    // Calls of two threads at once, or bytes that no call was seen to move.
-    let base = if direction == 0 { out.first.bases[0] } else { out.first.bases[1] };
-    if frames.sequence != (out.first.position as u32).wrapping_add(base) {
-        frames.follows = 0;
-        return false;
-    }
+fn enter(framed: &mut Framed, direction: u32, out: &Outgoing) -> u32 {
+    let (left, sequence) = (framed.left, framed.sequence);
     // Nobody else follows from a state that is not written yet: first this one says so, then the position
     // moves on. SAFETY: references are valid to write; volatile for the order.
     unsafe {
-        core::ptr::write_volatile(&mut frames.follows, 0);
-        core::ptr::write_volatile(&mut frames.sequence, frames.sequence.wrapping_add(total));
+        core::ptr::write_volatile(&mut framed.left, framed::LOST);
+        core::ptr::write_volatile(&mut framed.sequence, sequence.wrapping_add(out.total));
     }
-    if buffer.shape != shape::FLAT && buffer.shape != shape::PIECES {
-        // Bytes that cannot be looked at are content, or hide where frames start.
-        frames.follows = pass(frames, total) as u32;
-        return false;
+    let base = if direction == 0 { out.first.bases[0] } else { out.first.bases[1] };
+    // Else calls of two threads at once, or bytes that no call was seen to move.
+    if sequence == (out.first.position as u32).wrapping_add(base) { left } else { framed::LOST }
+}
+
+/// Goes from header to header of a call that is in the scratch. Most have few frames, and whole headers: those
+/// are read where they are. Returns what is left of the last one, or more than [`COPIED_MAX`] if it is not simple.
+/// Then the walk has how far it got.
+#[inline(always)]
+fn few_frames(scratch: *mut u8, walk: &mut maps::Walk) -> u32 {
+    let (filled, size) = (walk.filled, constant(&memory::FRAMING_HEADER) as u32);
+    walk.at = 0;
+    if walk.before == framed::APART {
+        return framed::APART;
     }
-    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return false };
-    if gather_few(scratch, walk, out, buffer) {
-        let follows = follow_short(direction, scratch, walk, frames);
+    let (mut at, mut ahead) = (0, walk.before & !SAVES);
+    let saves = walk.before >> framed::SAVES_AT;
+    for _ in 0..FRAMES_FEW {
+        let left = filled - at;
+        if ahead >= left {
+            return ahead - left;
+        }
+        if left - ahead < size {
+            break;
+        }
+        at = masked(at + ahead, SHORT_MAX - 1);
+        // SAFETY: the scratch has room for the fields, a short call and any header behind it.
+        let header = unsafe { scratch.add(size_of::<Data>() + at as usize) };
+        match content_after(header, saves) {
+            Some((copy, 0, _)) if copy <= COPIED_MAX => ahead = copy,
+            _ => break,
+        }
+        at += size;
+        walk.at = at;
+        walk.before = ahead | walk.before & SAVES;
+    }
+    framed::APART
+}
+
+/// The same for all other calls on such a connection: `short` is not 0 if it is in the scratch, `saves` if content is
+/// not asked for. Not called from [`told`], or both had to find room on the stack.
+#[inline(never)]
+pub(crate) fn follow(direction: u32, state: &mut ConnectionState, short: u32, saves: u32) -> u32 {
+    let direction = direction & 1;
+    let Some(out) = maps::outgoing(direction) else { return 0 };
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return 0 };
+    let key = out.first.cookie << 1 | direction as u64;
+    if walk.before != framed::APART {
+        zero_words(&mut walk.frames);
+        walk.frames.copy = walk.before & !SAVES;
+        walk.frames.saves = walk.before >> framed::SAVES_AT;
+    } else if let Some(kept) = FRAMES.get_ptr_mut(&key) {
+        // SAFETY: a value of the map, which lives as long as the program runs.
+        copy_words(&mut walk.frames, unsafe { &*kept });
+    } else {
+        // Forgotten.
+        zero_words(&mut walk.frames);
+        walk.before = framed::LOST;
+    }
+    // SAFETY: a reference is valid to read. Volatile: to the verifier it is the same, whatever was written.
+    let buffer = unsafe { core::ptr::read_volatile(&out.buffer) };
+    let told = if short != 0 {
+        if walk.before != framed::LOST {
+            follow_short(direction, walk);
+        }
         send_gathered(scratch, walk);
-        frames.follows = follows as u32;
-        return true;
+        true
+    } else if walk.before == framed::LOST {
+        return 0;
+    } else if buffer.shape == shape::FLAT || buffer.shape == shape::PIECES {
+        follow_long(direction, out, buffer, saves != 0);
+        true
+    } else {
+        // Bytes that cannot be looked at are content, or hide where frames start.
+        walk.frames.follows = pass(&mut walk.frames, out.total) as u32;
+        false
+    };
+    let Some(walk) = maps::walk(direction) else { return 1 };
+    let (frames, framed) = (&mut walk.frames, &mut state.framing[direction as usize]);
+    if frames.follows == 0 {
+        return told as u32;
     }
+    if frames.skip == 0 && frames.have == 0 && frames.copy <= COPIED_MAX {
+        framed.left = frames.copy | frames.saves << framed::SAVES_AT;
+    } else if let Some(kept) = FRAMES.get_ptr_mut(&key) {
+        // SAFETY: as above.
+        copy_words(unsafe { &mut *kept }, frames);
+        framed.left = framed::APART;
+    } else if FRAMES.insert(&key, &*frames, 0).is_ok() {
+        framed.left = framed::APART;
+    }
+    told as u32
+}
+
+/// A call that is in the scratch, from where [`few_frames`] got to.
+#[inline(always)]
+fn follow_short(direction: u32, walk: &mut maps::Walk) {
+    let size = constant(&memory::FRAMING_HEADER) as u32;
+    walk.frames.follows = 1;
+    walk.saves = walk.frames.saves;
+    walk.copied = 0;
+    walk.left = 0;
+    let mut argument = direction;
+    // SAFETY: the callback takes (index, argument) as the helper asks.
+    unsafe {
+        bpf_loop(
+            SHORT_MAX / size.max(1) + 2,
+            next_header as *const () as *mut _,
+            (&raw mut argument).cast(),
+            0,
+        );
+    }
+}
+
+/// A call whose frames are gone through while it is copied.
+#[inline(always)]
+fn follow_long(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: bool) {
+    let total = out.total;
+    let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return };
     // SAFETY: the scratch is larger than the fields, and aligned to 8.
     write(unsafe { &mut *scratch.cast::<Data>() }, &out.first, 0, 0);
     let flat = buffer.shape == shape::FLAT;
@@ -169,7 +273,6 @@ fn follow_call(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: bool) 
     } else {
         0
     };
-    copy_words(&mut walk.frames, frames);
     walk.frames.follows = 1;
     if walk.frames.content != 0 && walk.frames.copy > COPIED_MAX && total > COPIED_MAX {
         // Begun when it was not known that so much of it comes at once.
@@ -182,71 +285,19 @@ fn follow_call(direction: u32, out: &mut Outgoing, buffer: Buffer, saves: bool) 
     unsafe {
         bpf_loop(STEPS, step as *const () as *mut _, (&raw mut argument).cast(), 0);
     }
-    let Some(walk) = maps::walk(direction) else { return true };
+    let Some(walk) = maps::walk(direction) else { return };
     flush(direction);
-    frames.copy = walk.frames.copy;
-    frames.skip = walk.frames.skip;
-    frames.have = walk.frames.have;
-    frames.content = walk.frames.content;
-    copy_words(&mut frames.header, &walk.frames.header);
     // As long as something is passed over, it is known why.
-    frames.saves = if walk.frames.skip > 0 && walk.saves == 0 { walk.frames.saves } else { walk.saves };
-    frames.follows = walk.frames.follows & (walk.left == 0) as u32;
+    if walk.frames.skip == 0 || walk.saves != 0 {
+        walk.frames.saves = walk.saves;
+    }
+    walk.frames.follows &= (walk.left == 0) as u32;
     // What is still to be passed over was told.
     let left = walk.left.wrapping_sub(walk.skip);
     if left > 0 {
         let reason = if walk.fault != 0 { omitted::FAULT } else { omitted::OVER_BUDGET };
         gap(&out.first, total.wrapping_sub(left), left, reason);
     }
-    true
-}
-
-/// Goes from header to header of a call that is in the scratch. Most have few frames, and whole headers: those
-/// are read where they are. Returns whether it is known where the next starts.
-#[inline(always)]
-fn follow_short(direction: u32, scratch: *mut u8, walk: &mut maps::Walk, frames: &mut Frames) -> bool {
-    let (filled, size) = (walk.filled, constant(&memory::FRAMING_HEADER) as u32);
-    let (mut at, mut copy, mut skip) = (0, frames.copy, frames.skip);
-    for _ in 0..FRAMES_FEW {
-        let (left, ahead) = (filled - at, copy + skip);
-        if ahead >= left {
-            frames.skip = if copy >= left { skip } else { ahead - left };
-            frames.copy = copy.saturating_sub(left);
-            return true;
-        }
-        if frames.have != 0 || left - ahead < size {
-            break;
-        }
-        at = masked(at + ahead, SHORT_MAX - 1);
-        // SAFETY: the scratch has room for the fields, a short call and any header behind it.
-        let header = unsafe { scratch.add(size_of::<Data>() + at as usize) };
-        let Some(next) = content_after(header, frames.saves) else { return false };
-        (copy, skip, frames.content) = next;
-        at += size;
-    }
-    copy_words(&mut walk.frames, frames);
-    walk.frames.copy = copy;
-    walk.frames.skip = skip;
-    walk.at = at;
-    walk.frames.follows = 1;
-    walk.saves = frames.saves;
-    walk.copied = 0;
-    walk.left = 0;
-    let mut argument = direction;
-    // SAFETY: the callback takes (index, argument) as the helper asks.
-    unsafe {
-        bpf_loop(
-            SHORT_MAX / size.max(1) + 2,
-            next_header as *const () as *mut _,
-            (&raw mut argument).cast(),
-            0,
-        );
-    }
-    walk.frames.sequence = frames.sequence;
-    let follows = walk.frames.follows;
-    walk.frames.follows = 0;
-    copy_words(frames, &walk.frames);
-    follows != 0
 }
 
 /// Returns 1 to end the loop.

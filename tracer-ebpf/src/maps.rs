@@ -2,7 +2,7 @@
 
 use crate::{
     connect::Connecting,
-    emit::{Outgoing, PIECES_FEW, Piece},
+    emit::Outgoing,
     memory::{BY_ADDRESS, HAS_BUDGET, constant},
     syscall::Ended,
 };
@@ -71,9 +71,9 @@ static NAMED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub(crate) static QUIET: LruHashMap<u64, Quiet> = LruHashMap::with_max_entries(16384, 0);
 
-/// How far frames were followed, by direction.
+/// How far frames were followed, where that is not simple: by twice the cookie and the direction.
 #[map]
-pub(crate) static FRAMES: LruHashMap<u64, [Frames; 2]> = LruHashMap::with_max_entries(16384, 0);
+pub(crate) static FRAMES: LruHashMap<u64, Frames> = LruHashMap::with_max_entries(16384, 0);
 
 /// The way to the agent, who sets the size.
 #[map]
@@ -142,8 +142,8 @@ pub(crate) struct Walk {
     pub(crate) copied: u32,
     /// Where the next header is looked for in a short call.
     pub(crate) at: u32,
-    /// The pieces of a short call.
-    pub(crate) few: [Piece; PIECES_FEW],
+    /// What was left of a frame before that, as in [`tracer_common::connection::Framed::left`].
+    pub(crate) before: u32,
     pub(crate) frames: Frames,
     /// The header ends the frames: to the verifier, what is copied into it may end here.
     pub(crate) room: [u64; 2],

@@ -173,6 +173,16 @@ pub(crate) fn copy_words<T: Copy>(target: &mut T, source: &T) {
     }
 }
 
+/// Zeros for as many words. LLVM would make a call of memset of neighbouring zeros, which goes byte by byte here.
+#[inline(always)]
+pub(crate) fn zero_words<T: Copy>(target: *mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(8)) };
+    for index in 0..size_of::<T>() / 8 {
+        // SAFETY: the callers' targets are valid for so many words, aligned to 8; zeros are plain numbers.
+        unsafe { core::ptr::write_volatile(target.cast::<u64>().add(index), 0) }
+    }
+}
+
 /// Hides where a number came from, so that the check that follows is kept: LLVM would drop a bound
 /// that it can prove, and the verifier cannot. What was checked is hidden in turn, since verifiers before
 /// Linux 6.3 do not know that a copy of the number, put down before the check, is the same. In 64 bits,

@@ -168,7 +168,8 @@ fn destroyed<S: Socket>(socket: S) -> i32 {
     let _ = CONNECTIONS.remove(&cookie);
     let _ = QUIET.remove(&cookie);
     if state.framed != 0 {
-        let _ = FRAMES.remove(&cookie);
+        let _ = FRAMES.remove(&(cookie << 1));
+        let _ = FRAMES.remove(&(cookie << 1 | 1));
     }
     let transit = socket.tcp().map_or(Transit::default(), |tcp| tcp.transit());
     // What the socket says now of positions is no evidence: a disconnect has moved its numbers on.
@@ -353,18 +354,8 @@ fn moved<S: Socket>(
     } else {
         call.buffer
     };
-    let mut framed = 0;
-    if state.framed != 0 {
-        framed = emit::framing::FOLLOWED;
-    } else if start == if tcp.is_some() { 0 } else { COUNTED_START } {
-        framed = emit::framing::MAY_BEGIN;
-    }
-    if frames_quiet != 0 {
-        framed |= emit::framing::SAVES;
-    }
-    if emit::data(direction as u32, out, buffer, result as u32, framed) {
-        state.framed = 1;
-    }
+    let is_first = start == if tcp.is_some() { 0 } else { COUNTED_START };
+    emit::data(direction as u32, out, buffer, result as u32, state, is_first, frames_quiet);
     0
 }
 
