@@ -3,7 +3,7 @@
 use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
         bpf_get_current_pid_tgid, bpf_ktime_get_ns,
         generated::{
@@ -21,7 +21,9 @@ use tracer_common::{
 use crate::{
     frames,
     maps::{self, RECORDS, SCRATCH_SIZE, Walk, count},
-    memory::{BY_ADDRESS, bounded, constant, copy_user, copy_words, masked, read_user, zero_words},
+    memory::{
+        BY_ADDRESS, RING_SIZE, bounded, constant, copy_user, copy_words, masked, read_user, zero_words,
+    },
     syscall::{self, Buffer, shape},
 };
 
@@ -47,7 +49,12 @@ const WAKE_INTERVAL: u64 = 1_000_000;
 
 #[inline(always)]
 pub(crate) fn header<T>(kind: u16) -> Header {
-    let id = bpf_get_current_pid_tgid();
+    header_by::<T>(kind, bpf_get_current_pid_tgid())
+}
+
+/// The same where it is known who is running, as the kernel's helper tells it.
+#[inline(always)]
+pub(crate) fn header_by<T>(kind: u16, id: u64) -> Header {
     Header {
         // SAFETY: no arguments.
         time: unsafe { bpf_ktime_get_ns() },
@@ -133,12 +140,12 @@ pub(crate) fn data(
     // At the end of system calls there is too much before this for verifiers of the kernels that need that.
     if constant(&BY_ADDRESS) == 0 {
         if is_first && state.framed == 0 {
-            frames::begin(direction, state);
+            frames::begin(direction, state, out);
         }
         let may_be_told = state.framed != 0 || buffer.shape == shape::PIECES;
-        let mut told = if may_be_told { frames::told(direction, state) } else { 0 };
+        let mut told = if may_be_told { frames::told(direction, state, out) } else { 0 };
         if told & frames::FOLLOW != 0 {
-            told = frames::follow(direction, state, told & 1, saves);
+            told = frames::follow(direction, state, out, told & 1, saves);
         }
         if told != 0 {
             return;
@@ -522,27 +529,20 @@ fn submit(record: *mut u8) {
 
 #[inline(always)]
 pub(crate) fn crowded() -> bool {
-    let (waiting, size) = filling();
-    waiting > size / CROWDED_FRACTION || maps::sheds_content()
+    waiting() > constant(&RING_SIZE) as u64 / CROWDED_FRACTION || maps::sheds_content()
 }
 
-/// Bytes that wait in the ring, and its size.
+/// Bytes that wait in the ring.
 #[inline(always)]
-fn filling() -> (u64, u64) {
+fn waiting() -> u64 {
     // SAFETY: the map is a ring buffer.
-    unsafe {
-        (
-            bpf_ringbuf_query(ring(), BPF_RB_AVAIL_DATA as u64),
-            bpf_ringbuf_query(ring(), BPF_RB_RING_SIZE as u64),
-        )
-    }
+    unsafe { bpf_ringbuf_query(ring(), BPF_RB_AVAIL_DATA as u64) }
 }
 
 /// The agent polls: it is woken only when it sleeps for longer than the ring has room for.
 #[inline(always)]
 fn wake() -> u64 {
-    let (waiting, size) = filling();
-    if waiting < size / WAKE_FRACTION {
+    if waiting() < constant(&RING_SIZE) as u64 / WAKE_FRACTION {
         return BPF_RB_NO_WAKEUP as u64;
     }
     // SAFETY: an element of a per-CPU array.

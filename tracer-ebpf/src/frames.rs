@@ -48,9 +48,8 @@ const STEPS: u32 = 65536;
 /// before in the other direction is taken for whole frames: nobody ends a first call within one. A function of its
 /// own, as the next, so that its part of the stack is used only where it is.
 #[inline(never)]
-pub(crate) fn begin(direction: u32, state: &mut ConnectionState) -> u32 {
+pub(crate) fn begin(direction: u32, state: &mut ConnectionState, out: &Outgoing) -> u32 {
     let length = constant(&memory::FRAMING_PREFIX_LENGTH) as u32;
-    let Some(out) = maps::outgoing(direction & 1) else { return 0 };
     if length == 0 || out.total < size_of::<[u32; 4]>() as u32 {
         return 0;
     }
@@ -93,9 +92,8 @@ pub(crate) fn begin(direction: u32, state: &mut ConnectionState) -> u32 {
 /// the call has to be told in another way, and [`FOLLOW`] if that is by [`follow`], with 1 added if it is in the
 /// scratch already.
 #[inline(never)]
-pub(crate) fn told(direction: u32, state: &mut ConnectionState) -> u32 {
+pub(crate) fn told(direction: u32, state: &mut ConnectionState, out: &Outgoing) -> u32 {
     let direction = direction & 1;
-    let Some(out) = maps::outgoing(direction) else { return 0 };
     let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return 0 };
     // SAFETY: a reference is valid to read. Volatile: to the verifier it is the same, whatever was written.
     let buffer = unsafe { core::ptr::read_volatile(&out.buffer) };
@@ -183,9 +181,14 @@ fn few_frames(scratch: *mut u8, walk: &mut maps::Walk) -> u32 {
 /// The same for all other calls on such a connection: `short` is not 0 if it is in the scratch, `saves` if content is
 /// not asked for. Not called from [`told`], or both had to find room on the stack.
 #[inline(never)]
-pub(crate) fn follow(direction: u32, state: &mut ConnectionState, short: u32, saves: u32) -> u32 {
+pub(crate) fn follow(
+    direction: u32,
+    state: &mut ConnectionState,
+    out: &mut Outgoing,
+    short: u32,
+    saves: u32,
+) -> u32 {
     let direction = direction & 1;
-    let Some(out) = maps::outgoing(direction) else { return 0 };
     let (Some(scratch), Some(walk)) = (maps::scratch(direction), maps::walk(direction)) else { return 0 };
     let key = out.first.cookie << 1 | direction as u64;
     if walk.before != framed::APART {

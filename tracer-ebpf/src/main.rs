@@ -12,6 +12,7 @@
 //! - `maps`, `memory`: what is shared with the agent, and the only raw pointers
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod connect;
 mod emit;

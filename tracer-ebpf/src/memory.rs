@@ -1,5 +1,7 @@
 //! Reads of kernel and user memory, and the kernel's structure offsets: the only raw pointers.
 
+use core::arch::asm;
+
 use aya_ebpf::helpers::{bpf_probe_read_user, generated};
 
 /// Offsets of structure members, set by the agent from the kernel's type information. In frozen
@@ -29,8 +31,8 @@ offsets! {
 
 // Whether the agent has a say in who is chosen; the agent's own process; and whether connections are known
 // by what the kernel calls their socket, or by where it is (then the kernel gives no cookies to the programs
-// that need them); and whether there is a budget to stay within.
-offsets! { DECIDED_BY_AGENT OWN_PROCESS BY_ADDRESS HAS_BUDGET }
+// that need them); whether there is a budget to stay within; and the size of the ring.
+offsets! { DECIDED_BY_AGENT OWN_PROCESS BY_ADDRESS HAS_BUDGET RING_SIZE }
 offsets! {
     FRAMING_PREFIX_0 FRAMING_PREFIX_1 FRAMING_PREFIX_2 FRAMING_PREFIX_3 FRAMING_PREFIX_LENGTH
     FRAMING_HEADER FRAMING_LENGTH_AT FRAMING_LENGTH_SIZE FRAMING_KIND_AT FRAMING_KINDS FRAMING_CONTENT
@@ -189,14 +191,26 @@ pub(crate) fn zero_words<T: Copy>(target: *mut T) {
 /// since the verifier forgets what it knows of a stack slot when the other half is written.
 #[inline(always)]
 pub(crate) fn bounded(value: u32, most: u32) -> u32 {
-    let value = core::hint::black_box(value as u64);
+    let value = hidden(value as u64);
     let value = if value > most as u64 { most as u64 } else { value };
-    core::hint::black_box(value) as u32
+    hidden(value) as u32
 }
 
 /// The same of an offset that is smaller than a power of two, which is `mask` + 1: older verifiers know more of
 /// a mask than of a comparison.
 #[inline(always)]
 pub(crate) fn masked(value: u32, mask: u32) -> u32 {
-    core::hint::black_box(value) & mask
+    hidden(value as u64) as u32 & mask
+}
+
+/// The same number, of which LLVM knows nothing. One instruction, where `black_box` goes over the stack.
+#[inline(always)]
+fn hidden(value: u64) -> u64 {
+    let known = value;
+    let value: u64;
+    // SAFETY: it moves a register to itself. (Nothing at all would be two lines at one instruction for the kernel.)
+    unsafe {
+        asm!("{0} = {0}", inlateout(reg) known => value, options(pure, nomem, nostack, preserves_flags))
+    }
+    value
 }

@@ -1,6 +1,7 @@
 //! Bytes moved on a socket, and its end.
 
 use aya_ebpf::{
+    helpers::bpf_get_current_pid_tgid,
     macros::{btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
@@ -110,7 +111,8 @@ pub fn raw_tcp_receive_reset(context: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn sock_length(context: &BtfTracePointContext, direction: Direction) -> i32 {
     let (socket, result, flags) = (Typed(context.arg(0)), context.arg::<i32>(1), context.arg(2));
-    let process = select::current();
+    let id = bpf_get_current_pid_tgid();
+    let process = (id >> 32) as u32;
     if !select::is_chosen(process) {
         undecided(socket, process, direction, result, flags);
         return 0;
@@ -119,14 +121,15 @@ fn sock_length(context: &BtfTracePointContext, direction: Direction) -> i32 {
         syscall::moved_nothing(result < 0);
     }
     maps::begin_time();
-    moved(socket, direction, result, flags, || syscall::current(result as u32));
+    moved(socket, direction, id, result, flags, || syscall::current(result as u32));
     maps::end_time();
     0
 }
 
 #[inline(always)]
 fn call_ended(registers: Untyped, result: i64) -> i32 {
-    let process = select::current();
+    let id = bpf_get_current_pid_tgid();
+    let process = (id >> 32) as u32;
     let chosen = select::is_chosen(process);
     if !chosen && !select::is_undecided(process) {
         return 0;
@@ -149,7 +152,7 @@ fn call_ended(registers: Untyped, result: i64) -> i32 {
     }
     let number = call.number as u16;
     let flags = call.flags | unwilling(socket);
-    moved(socket, direction, call.result, flags, || syscall::Call { number, buffer: call.buffer })
+    moved(socket, direction, id, call.result, flags, || syscall::Call { number, buffer: call.buffer })
 }
 
 /// The flag that the kernel adds to those of each call on a file that does not wait.
@@ -237,6 +240,7 @@ fn shut<S: Socket>(socket: S, direction: Direction, reset: bool) {
 fn moved<S: Socket>(
     socket: S,
     direction: Direction,
+    id: u64,
     result: i32,
     flags: u32,
     call: impl FnOnce() -> syscall::Call,
@@ -318,7 +322,7 @@ fn moved<S: Socket>(
     if result <= 0 {
         emit::fixed(|record: &mut Ended| {
             *record = Ended {
-                header: emit::header::<Ended>(kind::ENDED),
+                header: emit::header_by::<Ended>(kind::ENDED, id),
                 cookie,
                 position,
                 opposite,
@@ -335,7 +339,7 @@ fn moved<S: Socket>(
     let start = position.wrapping_sub(result as u64);
     let Some(out) = maps::outgoing(direction as u32) else { return 0 };
     out.first = Data {
-        header: emit::header::<Data>(kind::DATA),
+        header: emit::header_by::<Data>(kind::DATA, id),
         cookie,
         position: start,
         opposite,

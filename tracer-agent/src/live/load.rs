@@ -166,16 +166,18 @@ impl Probes {
             loader.override_global(name, offset, true);
         }
         let rules = selection.rules();
-        let (by_agent, own, by_address, has_budget) = (
+        let (by_agent, own, by_address, has_budget, ring) = (
             u32::from(wanted.all || rules.by_agent != Met::default()),
             std::process::id(),
             u32::from(capture.knows_by_address()),
             u32::from(wanted.budget),
+            wanted.ring,
         );
         loader.override_global("DECIDED_BY_AGENT", &by_agent, true);
         loader.override_global("OWN_PROCESS", &own, true);
         loader.override_global("BY_ADDRESS", &by_address, true);
         loader.override_global("HAS_BUDGET", &has_budget, true);
+        loader.override_global("RING_SIZE", &ring, true);
         let framing = PROTOCOLS.iter().find_map(|protocol| protocol.framing()).map(framing_constants);
         for (name, value) in framing.iter().flatten() {
             loader.override_global(name, value, true);
