@@ -22,7 +22,8 @@ use crate::{
     frames,
     maps::{self, RECORDS, SCRATCH_SIZE, Walk, count},
     memory::{
-        BY_ADDRESS, RING_SIZE, bounded, constant, copy_user, copy_words, masked, read_user, zero_words,
+        BY_ADDRESS, FEW, RING_SIZE, bounded, constant, copy_user, copy_user_few, copy_words, masked,
+        read_user, zero_words,
     },
     syscall::{self, Buffer, shape},
 };
@@ -331,8 +332,16 @@ pub(crate) fn gather_few(scratch: *mut u8, walk: &mut Walk, out: &Outgoing, buff
             let length = if piece.length > left as u64 { left } else { piece.length as u32 };
             // Less than the total.
             let (at, length) = (masked(filled, SHORT_MAX - 1), bounded(length, SHORT_MAX));
-            // SAFETY: the scratch has room for the fields and twice as much.
-            if !unsafe { copy_user(scratch.add(size_of::<Data>() + at as usize), length, piece.address) } {
+            // SAFETY: the scratch has room for the fields and twice as much, which is more than `FEW`.
+            let read = unsafe {
+                let target = scratch.add(size_of::<Data>() + at as usize);
+                if length <= FEW {
+                    copy_user_few(target, length, piece.address)
+                } else {
+                    copy_user(target, length, piece.address)
+                }
+            };
+            if !read {
                 return false;
             }
             filled = at + length;

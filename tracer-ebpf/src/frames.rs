@@ -476,8 +476,7 @@ fn content_after(header: *const u8, saves: u32) -> Option<(u32, u32, u32)> {
     let kind_at = constant(&memory::FRAMING_KIND_AT) & 7;
     let width = constant(&memory::FRAMING_LENGTH_SIZE) as u32 & 7;
     // SAFETY: there are 16 bytes, and what is read lies in the first 11.
-    let (bytes, kind) =
-        unsafe { (core::ptr::read_unaligned(header.add(at).cast::<u32>()), *header.add(kind_at) as u32) };
+    let (bytes, kind) = unsafe { (memory::load(header.add(at)), *header.add(kind_at) as u32) };
     let length = u32::from_be(bytes) >> ((32 - 8 * width) & 31);
     if kind >= constant(&memory::FRAMING_KINDS) as u32 || length > LENGTH_MAX {
         return None;

@@ -1,6 +1,6 @@
 //! Reads of kernel and user memory, and the kernel's structure offsets: the only raw pointers.
 
-use core::arch::asm;
+use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::helpers::{bpf_probe_read_user, generated};
 
@@ -161,6 +161,56 @@ pub(crate) fn read_user<T: Copy>(address: u64) -> Option<T> {
 pub(crate) unsafe fn copy_user(target: *mut u8, length: u32, source: u64) -> bool {
     // SAFETY: the caller's promise for the target; the helper checks the source.
     unsafe { generated::bpf_probe_read_user(target.cast(), length, source as *const _) == 0 }
+}
+
+/// What [`copy_user_few`] copies at most, and what it writes.
+pub(crate) const FEW: u32 = 16;
+
+/// The same for few bytes, over the stack: checks on where they go (CONFIG_HARDENED_USERCOPY) cost more than that.
+///
+/// # Safety
+/// `target` must be valid for [`FEW`] bytes, in a way that the verifier can follow.
+#[inline(always)]
+pub(crate) unsafe fn copy_user_few(target: *mut u8, length: u32, source: u64) -> bool {
+    let mut few = MaybeUninit::<[u64; FEW as usize / 8]>::uninit();
+    zero_words(few.as_mut_ptr());
+    let words = few.as_mut_ptr().cast::<u64>();
+    // SAFETY: the stack has room for so many, which are zeros before; the caller's promise for the target.
+    unsafe {
+        let read = copy_user(words.cast(), bounded(length, FEW), source);
+        store(target, core::ptr::read_volatile(words));
+        store(target.add(8), core::ptr::read_volatile(words.add(1)));
+        read
+    }
+}
+
+/// Writes a word wherever it is. LLVM would go byte by byte where it does not know that the place is aligned.
+///
+/// # Safety
+/// `target` must be valid for 8 bytes.
+#[inline(always)]
+unsafe fn store(target: *mut u8, word: u64) {
+    // SAFETY: the caller's promise; the kernel lets programs write unaligned words.
+    unsafe {
+        asm!("*(u64 *)({0} + 0) = {1}", in(reg) target, in(reg) word, options(nostack, preserves_flags))
+    }
+}
+
+/// Reads half a word in the same way.
+///
+/// # Safety
+/// `source` must be valid for 4 bytes.
+#[inline(always)]
+pub(crate) unsafe fn load(source: *const u8) -> u32 {
+    let half: u64;
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "{0} = *(u32 *)({1} + 0)", out(reg) half, in(reg) source,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    half as u32
 }
 
 /// Copies a value of whole words, aligned to 8. LLVM would make a call of memmove of an assignment of many fields,

@@ -37,7 +37,7 @@ impl Socket for Typed {
     fn tcp(self) -> Option<Tcp<Self>> {
         // SAFETY: the verifier checks that it is a socket.
         let tcp = unsafe { bpf_skc_to_tcp_sock(self.0 as *mut _) };
-        if tcp.is_null() { None } else { Some(Tcp(Typed(tcp as u64))) }
+        if tcp.is_null() { None } else { Some(Tcp(Typed(tcp as u64), self)) }
     }
 
     #[inline(always)]
@@ -54,7 +54,7 @@ impl Socket for Untyped {
             && self.load::<u16>(offset!(SOCK_TYPE)) == SOCK_STREAM
             && self.load::<u16>(offset!(SOCK_PROTOCOL)) == IPPROTO_TCP;
         // `struct tcp_sock` begins with the socket.
-        if is_tcp { Some(Tcp(self)) } else { None }
+        if is_tcp { Some(Tcp(self, self)) } else { None }
     }
 
     /// It was found by its file.
@@ -64,8 +64,9 @@ impl Socket for Untyped {
     }
 }
 
+/// And as the socket that it is part of: what the program was given is read without a check of each address.
 #[derive(Clone, Copy)]
-pub(crate) struct Tcp<O>(O);
+pub(crate) struct Tcp<O>(O, O);
 
 pub(crate) struct Positions {
     /// By direction: where the next byte will be, counted from 0.
@@ -85,7 +86,7 @@ impl<O: Object> Tcp<O> {
         let next: u32 = self.0.load(offset!(TCP_RCV_NXT));
         let received: u64 = self.0.load(offset!(TCP_BYTES_RECEIVED));
         let copied: u32 = self.0.load(offset!(TCP_COPIED_SEQ));
-        let flags: u64 = self.0.load(offset!(SOCK_FLAGS));
+        let flags: u64 = self.1.load(offset!(SOCK_FLAGS));
         let syn = (state.role == Role::Client as u32) as u64;
         let fin = (flags & SOCK_DONE != 0 && copied == next) as u64;
         let now = [
