@@ -222,15 +222,20 @@ pub struct Answer {
 
 /// One request over a connection of its own. `more` are lines of the head, each with its end.
 pub fn ask(address: &str, method: &str, path: &str, more: &str) -> Answer {
-    let mut connection = TcpStream::connect(address).expect("the agent answers");
-    connection.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+    try_ask(address, method, path, more).expect("the agent answers")
+}
+
+/// None where nobody listens, or who listened has ended.
+pub fn try_ask(address: &str, method: &str, path: &str, more: &str) -> Option<Answer> {
+    let mut connection = TcpStream::connect(address).ok()?;
+    connection.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
     let request = format!("{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{more}\r\n");
-    connection.write_all(request.as_bytes()).expect("a request");
+    connection.write_all(request.as_bytes()).ok()?;
     let mut text = String::new();
-    connection.read_to_string(&mut text).expect("an answer");
-    let (head, text) = text.split_once("\r\n\r\n").expect("a head");
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    Answer { status, head: head.to_owned(), text: text.to_owned() }
+    connection.read_to_string(&mut text).ok()?;
+    let (head, text) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok())?;
+    Some(Answer { status, head: head.to_owned(), text: text.to_owned() })
 }
 
 /// A page of Prometheus' text, understood.

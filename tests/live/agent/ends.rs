@@ -11,7 +11,7 @@ use std::{
 use rustix::process::Signal;
 use serde_json::Value;
 use tracer_tests::{
-    agent::{Agent, ask, config_in, place},
+    agent::{Agent, ask, config_in, place, try_ask},
     collector::Collector,
     process::{Errors, Folder, Process, Server, client, free_port, program, wait_for},
 };
@@ -248,8 +248,7 @@ fn an_agent_that_cannot_begin_stays_where_it_is_told_to() {
     let refuse = ["--refuse", "sock_send_length", "--refuse", "sock_recv_length", "--refuse", "sys_exit"];
     let said = |what: &str, status: u16| {
         wait_for(what, || {
-            TcpStream::connect(&address).ok()?;
-            let answer = ask(&address, "GET", "/readyz", "");
+            let answer = try_ask(&address, "GET", "/readyz", "")?;
             (answer.status == status).then_some(answer.text)
         })
     };
