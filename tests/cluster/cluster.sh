@@ -216,7 +216,7 @@ authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {c
 authorization: {mode: Webhook}
 tlsCertFile: $PKI/kubelet.crt
 tlsPrivateKeyFile: $PKI/kubelet.key
-evictionHard: {nodefs.available: "2%", imagefs.available: "2%", memory.available: "100Mi"}
+evictionHard: {nodefs.available: 300Mi, imagefs.available: 300Mi, memory.available: 100Mi}
 syncFrequency: 5s
 nodeStatusUpdateFrequency: 5s
 Y

@@ -6,7 +6,6 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
-    process::Command,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
@@ -17,7 +16,7 @@ use tracer_agent::{
     enrich::kubernetes::{Object, Peer, Pod, Watch},
     live::kubernetes::{Kept, Options, Peers, Place, Watcher},
 };
-use tracer_tests::process::{Folder, run, wait_for};
+use tracer_tests::process::{Folder, wait_for};
 
 static NAMES: AtomicUsize = AtomicUsize::new(0);
 
@@ -308,47 +307,5 @@ impl Heard {
         let requests = self.watcher.state().requests;
         let those = requests.iter().filter(|((of, what, _), _)| *of == verb && *what == resource);
         those.map(|(_, count)| count).sum()
-    }
-}
-
-/// The cluster of this repository, if the tests run against it: only that one is taken down and up.
-pub(crate) struct Own {
-    script: PathBuf,
-    state: PathBuf,
-}
-
-impl Own {
-    pub(crate) fn find() -> Option<Self> {
-        let script = PathBuf::from(std::env::var_os("TRACER_CLUSTER")?);
-        let output = run(Command::new(&script).arg("kubeconfig"));
-        let kubeconfig = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        Some(Self { script, state: kubeconfig.parent()?.to_owned() })
-    }
-
-    pub(crate) fn kill_api(&self) {
-        let id = std::fs::read_to_string(self.state.join("run/kube-apiserver.pid")).expect("its id");
-        let id: i32 = id.trim().parse().expect("a number");
-        let process = rustix::process::Pid::from_raw(id).expect("an id");
-        rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it runs");
-        wait_for("the API server to end", || {
-            let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-            (stat.is_empty() || stat.contains(") Z ")).then_some(())
-        });
-    }
-
-    pub(crate) fn start_api(&self) {
-        run(Command::new(&self.script).args(["up", "--api-only"]));
-    }
-
-    /// Forgets all versions but the newest.
-    pub(crate) fn compact(&self) -> Value {
-        let etcd = |path: &str, body: &str| {
-            let url = format!("http://127.0.0.1:2379/v3/kv/{path}");
-            let output =
-                run(Command::new(&self.script).args(["node", "curl", "--silent", "--data", body]).arg(url));
-            serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
-        };
-        let newest = etcd("range", r#"{"key": "AA=="}"#)["header"]["revision"].clone();
-        etcd("compaction", &json!({"revision": newest, "physical": true}).to_string())
     }
 }

@@ -13,7 +13,9 @@ use kube::config::Kubeconfig;
 use serde_json::json;
 use tracer_agent::{enrich::kubernetes::Object, live::kubernetes::Place};
 
-use super::cluster::{Cluster, GROUP, Heard, Own, pod};
+use tracer_tests::own::Own;
+
+use super::cluster::{Cluster, GROUP, Heard, pod};
 
 /// Between a watcher and the API, to be cut or to be held up.
 struct Wire {

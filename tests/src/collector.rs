@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -26,8 +26,9 @@ use prost::Message;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 mod points;
+mod spans;
 
-pub use self::points::Points;
+pub use self::{points::Points, spans::Span};
 
 /// What a collector does with a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +71,8 @@ struct Shared {
     manner: Mutex<Manner>,
     received: Mutex<Received>,
     points: Mutex<Points>,
+    /// Whole, where that is asked for: many spans are much memory.
+    spans: Mutex<Option<Vec<Span>>>,
     connections: Mutex<Vec<TcpStream>>,
     ended: AtomicBool,
 }
@@ -80,6 +83,7 @@ impl Shared {
             manner: Mutex::new(Manner::Take),
             received: Mutex::default(),
             points: Mutex::default(),
+            spans: Mutex::default(),
             connections: Mutex::default(),
             ended: AtomicBool::new(false),
         })
@@ -100,6 +104,9 @@ impl Shared {
 
     /// Returns what is to be answered.
     fn take(&self, request: &ExportTraceServiceRequest, rejected: u64) -> ExportTraceServiceResponse {
+        if let Some(spans) = &mut *self.spans.lock().expect("no panic there") {
+            spans.extend(Span::all(request));
+        }
         let mut received = self.received();
         let spans = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
         let mut count = 0;
@@ -121,9 +128,19 @@ impl Shared {
 
 impl Collector {
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("an address");
+        Self::bind(IpAddr::V4(Ipv4Addr::LOCALHOST), Shared::new())
+    }
+
+    /// Where others reach it too. It keeps the spans whole.
+    pub fn start_at(address: IpAddr) -> Self {
         let shared = Shared::new();
+        *shared.spans.lock().expect("no panic there") = Some(Vec::new());
+        Self::bind(address, shared)
+    }
+
+    fn bind(address: IpAddr, shared: Arc<Shared>) -> Self {
+        let listener = TcpListener::bind((address, 0)).expect("a port");
+        let address = listener.local_addr().expect("an address");
         Self { address, thread: Some(accept(listener, shared.clone())), shared }
     }
 
@@ -142,6 +159,11 @@ impl Collector {
     /// The latest of each point that came in.
     pub fn points(&self) -> Points {
         self.shared.points.lock().expect("no panic there").clone()
+    }
+
+    /// All that came in, of one that keeps them.
+    pub fn spans(&self) -> Vec<Span> {
+        self.shared.spans.lock().expect("no panic there").clone().expect("it keeps spans")
     }
 
     /// As a process that is killed: nothing listens any more, connections are gone. What it took stays known.

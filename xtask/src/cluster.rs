@@ -2,16 +2,17 @@
 //! taken down again (tests/cluster/cluster.sh).
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    deploy, image, setup,
     shell::{self, Toolchain},
-    test::LivePrograms,
+    test::{LivePrograms, built_program},
 };
 
 /// What the tests are built by.
@@ -43,14 +44,76 @@ pub(crate) fn test(toolchain: &Toolchain, scale: bool) -> Result<()> {
     let variables = [("HOME", home.as_os_str())];
     let _down = Down(&script);
     shell::run(shell::as_root(&variables, &script).args(["up", "--api-only"]))?;
+    let kubeconfig = kubeconfig(&script)?;
+    let variables = [("KUBECONFIG", kubeconfig.as_os_str()), ("TRACER_CLUSTER", script.as_os_str())];
+    programs.run(&variables, arguments)
+}
+
+/// The images, loaded where that can be done, and the tests.
+pub(crate) fn test_whole(toolchain: &Toolchain, named: &[String]) -> Result<()> {
+    let folder = deploy::programs()?;
+    setup::install_renderers(&folder)?;
+    let (agent, workload) = (shell::target().join("tracer.tar"), shell::target().join("workload.tar"));
+    let arguments =
+        image::Arguments { out: agent.clone(), tag: image::NAME.into(), authorities: image::AUTHORITIES.into() };
+    image::write(toolchain, &arguments)?;
+    image::write_workload(toolchain, WORKLOAD, &workload)?;
+    let program = build_whole(toolchain)?;
+    let run = |variables: &[(&str, &OsStr)]| {
+        let mut variables = variables.to_vec();
+        let path = [folder.as_os_str(), OsStr::new(":"), &std::env::var_os("PATH").unwrap_or_default()];
+        let path: OsString = path.into_iter().collect();
+        variables.extend([("PATH", path.as_os_str()), ("TRACER_WORKLOAD", OsStr::new(WORKLOAD))]);
+        shell::run(shell::as_root(&variables, &program).arg("--test-threads=1").args(named))
+    };
+    if let Some(kubeconfig) = std::env::var_os("KUBECONFIG") {
+        // There is no way to bring an image to nodes that holds for all clusters.
+        println!("{} and {} have to be on the nodes: load them as deploy/README.md says", agent.display(), workload.display());
+        let receiver = std::env::var_os("TRACER_RECEIVER");
+        let receiver = receiver.context("TRACER_RECEIVER has to say by which address pods reach this machine")?;
+        return run(&[("KUBECONFIG", &kubeconfig), ("TRACER_RECEIVER", &receiver)]);
+    }
+    let script = script();
+    let home = std::env::var_os("HOME").unwrap_or_default();
+    let own = [("HOME", home.as_os_str())];
+    let _down = Down(&script);
+    shell::run(shell::as_root(&own, &script).arg("up"))?;
+    shell::run(shell::as_root(&own, &script).arg("load").args([&agent, &workload]))?;
+    let kubeconfig = kubeconfig(&script)?;
+    run(&[
+        ("HOME", &home),
+        ("KUBECONFIG", kubeconfig.as_os_str()),
+        ("TRACER_CLUSTER", script.as_os_str()),
+        ("TRACER_RECEIVER", OsStr::new(HOST)),
+    ])
+}
+
+/// What the image of the tests' service is called.
+const WORKLOAD: &str = concat!("localhost/tracer-workload:", env!("CARGO_PKG_VERSION"));
+
+/// The address by which pods of the script's cluster reach this machine.
+const HOST: &str = "10.199.0.1";
+
+fn build_whole(toolchain: &Toolchain) -> Result<PathBuf> {
+    let build = "test --no-run --features cluster --test cluster --package tracer-tests --locked";
+    let built = shell::cargo(toolchain)
+        .args(build.split(' '))
+        .arg("--message-format=json")
+        .stderr(Stdio::inherit())
+        .output()?;
+    if !built.status.success() {
+        bail!("the tests do not build");
+    }
+    built_program(&String::from_utf8(built.stdout)?, "cluster").context("cargo built no program")
+}
+
+fn kubeconfig(script: &Path) -> Result<PathBuf> {
     let output =
-        Command::new(&script).arg("kubeconfig").output().context("the cluster's script cannot be run")?;
+        Command::new(script).arg("kubeconfig").output().context("the cluster's script cannot be run")?;
     if !output.status.success() {
         bail!("the cluster does not say where it is");
     }
-    let kubeconfig = PathBuf::from(String::from_utf8(output.stdout)?.trim());
-    let variables = [("KUBECONFIG", kubeconfig.as_os_str()), ("TRACER_CLUSTER", script.as_os_str())];
-    programs.run(&variables, arguments)
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }
 
 /// Whatever became of the tests.

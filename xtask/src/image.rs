@@ -36,6 +36,12 @@ pub(crate) const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Without a library of the system: there is none in the image.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-musl";
 
+/// Where nothing else is said.
+const ARGUMENTS: [&str; 3] = ["run", "--config", "/etc/tracer/config.yaml"];
+
+/// The service of the tests on a cluster.
+const WORKLOAD: &str = "chain-rust";
+
 /// Those that files are in, and those that a container runtime mounts something on.
 const FOLDERS: [&str; 12] = [
     "dev",
@@ -68,17 +74,43 @@ pub(crate) fn write(toolchain: &Toolchain, arguments: &Arguments) -> Result<()> 
         File { path: &AUTHORITIES[1..], mode: 0o644, content: read(&arguments.authorities)? },
         File { path: "usr/bin/tracer", mode: 0o755, content: read(&program)? },
     ];
-    let image = image(&arguments.tag, &files)?;
-    std::fs::write(&arguments.out, &image.bytes).with_context(|| arguments.out.display().to_string())?;
+    let starts = Start { program: "/usr/bin/tracer", arguments: &ARGUMENTS, labels: labels() };
+    let image = image(&arguments.tag, &files, &starts)?;
+    save(&image, &arguments.tag, &files, &arguments.out)
+}
+
+fn save(image: &Image, name: &str, files: &[File<'_>], out: &Path) -> Result<()> {
+    std::fs::write(out, &image.bytes).with_context(|| out.display().to_string())?;
     println!(
-        "{}: {} ({} KiB, of which the program is {} KiB), image {}",
-        arguments.out.display(),
-        arguments.tag,
+        "{}: {name} ({} KiB, of which the program is {} KiB), image {}",
+        out.display(),
         image.bytes.len() >> 10,
-        files[1].content.len() >> 10,
+        files.last().map_or(0, |file| file.content.len()) >> 10,
         image.digest,
     );
     Ok(())
+}
+
+/// A service of the tests, as an image of the same form.
+pub(crate) fn write_workload(toolchain: &Toolchain, name: &str, out: &Path) -> Result<()> {
+    setup::install_static(toolchain)?;
+    shell::run(shell::cargo(toolchain).env("CARGO_PROFILE_RELEASE_DEBUG", "none").args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "workloads",
+        "--bin",
+        WORKLOAD,
+        "--target",
+        TARGET,
+    ]))?;
+    let program = shell::target().join(TARGET).join("release").join(WORKLOAD);
+    let content = std::fs::read(&program).with_context(|| program.display().to_string())?;
+    let path = format!("usr/bin/{WORKLOAD}");
+    let files = [File { path: &path, mode: 0o755, content }];
+    let starts = Start { program: &format!("/{path}"), arguments: &[], labels: json!({}) };
+    save(&image(name, &files, &starts)?, name, &files, out)
 }
 
 /// The release, the same bytes in whichever folder it is built; returns where it is.
@@ -122,15 +154,23 @@ struct Image {
     digest: String,
 }
 
-fn image(name: &str, files: &[File<'_>]) -> Result<Image> {
+/// What a container of an image runs.
+struct Start<'text> {
+    program: &'text str,
+    /// Where none are said.
+    arguments: &'text [&'text str],
+    labels: Value,
+}
+
+fn image(name: &str, files: &[File<'_>], start: &Start<'_>) -> Result<Image> {
     let layer = Blob::new(layer(files)?);
     let config = Blob::of(&json!({
         "architecture": "amd64",
         "config": {
-            "Cmd": ["run", "--config", "/etc/tracer/config.yaml"],
-            "Entrypoint": ["/usr/bin/tracer"],
+            "Cmd": start.arguments,
+            "Entrypoint": [start.program],
             "Env": ["PATH=/usr/bin"],
-            "Labels": labels(),
+            "Labels": start.labels,
             "WorkingDir": "/",
         },
         "created": CREATED,
@@ -274,8 +314,9 @@ mod tests {
 
     fn sample(name: &str) -> Image {
         let file = |path, mode, content: &[u8]| File { path, mode, content: content.to_owned() };
-        image(name, &[file(&AUTHORITIES[1..], 0o644, b"-"), file("usr/bin/tracer", 0o755, b"program")])
-            .unwrap()
+        let files = [file(&AUTHORITIES[1..], 0o644, b"-"), file("usr/bin/tracer", 0o755, b"program")];
+        let starts = Start { program: "/usr/bin/tracer", arguments: &ARGUMENTS, labels: labels() };
+        image(name, &files, &starts).unwrap()
     }
 
     /// Path, mode, time and content of each entry.

@@ -23,6 +23,10 @@ pub(crate) struct Arguments {
     #[arg(long, requires = "suite")]
     scale: bool,
 
+    /// Of cluster: only tests with these in their names
+    #[arg(long, requires = "suite", value_name = "PART", value_delimiter = ',')]
+    named: Vec<String>,
+
     /// Only these steps, in this order
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Step>,
@@ -37,6 +41,8 @@ pub(crate) struct Arguments {
 enum Suite {
     /// What is told of pods, against an API server: the one of KUBECONFIG, or one that is brought up; as root
     Kubernetes,
+    /// The whole as pods of a cluster: the one of KUBECONFIG, or one that is brought up; as root
+    Cluster,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -89,6 +95,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let toolchain = setup::ensure(true)?;
     match arguments.suite {
         Some(Suite::Kubernetes) => return cluster::test(&toolchain, arguments.scale),
+        Some(Suite::Cluster) => return cluster::test_whole(&toolchain, &arguments.named),
         None => {}
     }
     if !arguments.vm.is_empty() {
@@ -129,7 +136,7 @@ fn format(toolchain: &Toolchain) -> Result<()> {
 
 fn lint(toolchain: &Toolchain) -> Result<()> {
     let clippy = |what: &str| cargo(toolchain, &format!("clippy --locked {what} -- -Dwarnings"));
-    let tests = "--features tracer-tests/kubernetes";
+    let tests = "--features tracer-tests/kubernetes,tracer-tests/cluster";
     shell::run(&mut clippy(&format!("--workspace --exclude tracer-ebpf --all-targets {tests}")))?;
     shell::run(&mut clippy("--package tracer-agent --no-default-features"))?;
     // For the target that it is for: it has nothing to run on this one.
@@ -260,7 +267,7 @@ impl LivePrograms {
 }
 
 /// The executable in cargo's messages: one JSON object a line.
-fn built_program(messages: &str, name: &str) -> Option<PathBuf> {
+pub(crate) fn built_program(messages: &str, name: &str) -> Option<PathBuf> {
     // The programs of a package are built with its tests.
     let named = format!(r#""name":"{name}""#);
     let mut lines = messages.lines().filter(|line| line.contains(&named));

@@ -58,6 +58,12 @@ struct Options {
     /// As many of these.
     #[arg(long, default_value_t = u64::MAX)]
     calls: u64,
+    /// Ends after the last of these.
+    #[arg(long)]
+    once: bool,
+    /// A new connection for each call.
+    #[arg(long)]
+    fresh: bool,
     /// Fails where a path has fail-NAME.
     #[arg(long, default_value = "")]
     name: String,
@@ -121,22 +127,32 @@ async fn main() -> Result<()> {
     let options = Options::parse();
     let mut terminated = signal(SignalKind::terminate())?;
     let listener = TcpListener::bind((options.address, options.port)).await?;
+    let client = reqwest::Client::builder().no_proxy();
+    let client = if options.fresh { client.pool_max_idle_per_host(0) } else { client };
     let service = Arc::new(Service {
-        client: reqwest::Client::builder().no_proxy().build()?,
+        client: client.build()?,
         log: File::options().append(true).create(true).open(&options.log)?,
         random: File::open("/dev/urandom")?,
         options,
     });
     println!("listening on {}", listener.local_addr()?);
-    if let Some(period) = service.options.cron.filter(|_| service.calling()) {
-        tokio::spawn(service.clone().cron(Duration::from_millis(period)));
-    }
+    let once = service.options.once;
+    let calls = service.options.cron.filter(|_| service.calling()).map(|period| {
+        tokio::spawn(service.clone().cron(Duration::from_millis(period)))
+    });
+    let called = async {
+        match calls {
+            Some(calls) if once => calls.await,
+            _ => std::future::pending().await,
+        }
+    };
     let router = Router::new().fallback(serve).with_state(service);
     // Without a delay, pieces of an answer are sent when they are there.
     let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
     tokio::select! {
         ended = axum::serve(listener, router) => Ok(ended?),
         _ = terminated.recv() => Ok(()),
+        called = called => Ok(called?),
     }
 }
 
