@@ -217,6 +217,7 @@ authorization: {mode: Webhook}
 tlsCertFile: $PKI/kubelet.crt
 tlsPrivateKeyFile: $PKI/kubelet.key
 evictionHard: {nodefs.available: 300Mi, imagefs.available: 300Mi, memory.available: 100Mi}
+imageGCHighThresholdPercent: 100   # images are loaded before anybody uses them, and there is nowhere to get them again
 syncFrequency: 5s
 nodeStatusUpdateFrequency: 5s
 Y
