@@ -1,5 +1,7 @@
 //! A client's pod, a Service with two replicas, a third service behind it, and pods that want to be left alone.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::{
@@ -20,11 +22,12 @@ fn each_exchange_is_told_of_its_pod_and_those_of_others_are_not() {
         template["metadata"]["annotations"] = json!({"tracer.dev/trace": "false"});
     };
     shop.deploy("store", 1, &[]);
-    shop.deploy("web", 2, &["--next", &store]);
-    shop.deploy_with("quiet", 1, &["--next", &web], alone);
+    let passing = ["--pass", "traceparent", "--child"];
+    shop.deploy("web", 2, &[&["--next", &store], &passing[..]].concat());
+    shop.deploy_with("quiet", 1, &[&["--next", &web], &passing[..]].concat(), alone);
     let calls = CALLS.to_string();
     let calling = |next, name| {
-        let each = ["--next", next, "--cron", "5", "--calls", &calls, "--fresh", "--name", name];
+        let each = ["--next", next, "--cron", "5", "--calls", &calls, "--fresh", "--begin", "--name", name];
         each.map(str::to_owned)
     };
     let (user, other) = (calling(&web, "user"), calling(&quiet, "other"));
@@ -44,5 +47,10 @@ fn each_exchange_is_told_of_its_pod_and_those_of_others_are_not() {
     println!("{} exchanges of 4 pods, none of 2 others", assert_told(&spans, &truth));
     let parents = assert_parents(&spans);
     println!("{parents:?}");
-    assert_eq!(parents.requests, [3 * CALLS, 0]);
+    assert_eq!((parents.requests, parents.calls), ([3 * CALLS, 0], [2 * CALLS, 0]));
+    // The user's call, web's two and the store's are of one trace; of who is left alone there is a part.
+    let mut traces = BTreeMap::<&str, usize>::new();
+    spans.iter().for_each(|span| *traces.entry(&span.trace).or_default() += 1);
+    let of = |spans: usize| traces.values().filter(|count| **count == spans).count();
+    assert_eq!((of(4), of(3), traces.len()), (CALLS, CALLS, 2 * CALLS));
 }

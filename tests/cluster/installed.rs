@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 use tracer_tests::{
-    agent::{Answer, Metrics, ask},
+    agent::{Answer, Metrics, ask_over},
     collector::{Collector, Span},
     process::{Folder, wait_for},
 };
@@ -140,8 +140,8 @@ impl Drop for Installed {
 impl AgentPod {
     pub(crate) fn try_get(&self, path: &str) -> Option<Answer> {
         let address: SocketAddr = self.address.parse().ok()?;
-        TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
-        Some(ask(&self.address, "GET", path, ""))
+        let connection = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
+        ask_over(connection, "GET", path, "")
     }
 
     pub(crate) fn get(&self, path: &str) -> Answer {

@@ -61,7 +61,14 @@ fn a_pod_that_lives_for_a_moment_is_told_with_its_names() {
     }
     for name in &names {
         let pod = format!("pod/{name}");
-        kubectl(&["--namespace", &shop.name, "wait", &pod, "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s"]);
+        kubectl(&[
+            "--namespace",
+            &shop.name,
+            "wait",
+            &pod,
+            "--for=jsonpath={.status.phase}=Succeeded",
+            "--timeout=60s",
+        ]);
     }
     let apps: Vec<&str> = names.iter().map(String::as_str).chain(["store"]).collect();
     let truth = logged(&shop, &apps);
@@ -102,7 +109,11 @@ fn change_under_load(change: impl FnOnce(&Shop)) {
     followed.wait_called(&shop, &["web", "user"], CALLS);
     let (truth, doubtful) = parted(followed.finish());
     let expected = truth.values().sum::<usize>();
-    println!("{} pods, {expected} exchanges, {} calls that were not answered", followed.len(), doubtful.len());
+    println!(
+        "{} pods, {expected} exchanges, {} calls that were not answered",
+        followed.len(),
+        doubtful.len()
+    );
     assert!(followed.len() > 4, "nothing changed");
     assert!(doubtful.len() < CALLS / 10, "{doubtful:?}");
     let spans = installed.finish(expected);

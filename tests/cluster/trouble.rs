@@ -26,7 +26,11 @@ fn busy(shop: &Shop, calls: usize) -> String {
     let store = shop.service("store");
     shop.deploy("store", 1, &[]);
     let calls = calls.to_string();
-    shop.deploy("user", 1, &["--next", &store, "--cron", "20", "--calls", &calls, "--name", "user", "--fresh"]);
+    shop.deploy(
+        "user",
+        1,
+        &["--next", &store, "--cron", "20", "--calls", &calls, "--name", "user", "--fresh"],
+    );
     store
 }
 

@@ -227,14 +227,18 @@ pub fn ask(address: &str, method: &str, path: &str, more: &str) -> Answer {
 
 /// None where nobody listens, or who listened has ended.
 pub fn try_ask(address: &str, method: &str, path: &str, more: &str) -> Option<Answer> {
-    let mut connection = TcpStream::connect(address).ok()?;
-    connection.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+    ask_over(TcpStream::connect(address).ok()?, method, path, more)
+}
+
+/// None if there is no whole answer.
+pub fn ask_over(mut connection: TcpStream, method: &str, path: &str, more: &str) -> Option<Answer> {
+    connection.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
     let request = format!("{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{more}\r\n");
     connection.write_all(request.as_bytes()).ok()?;
     let mut text = String::new();
     connection.read_to_string(&mut text).ok()?;
     let (head, text) = text.split_once("\r\n\r\n")?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok())?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
     Some(Answer { status, head: head.to_owned(), text: text.to_owned() })
 }
 

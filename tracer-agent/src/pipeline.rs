@@ -289,8 +289,8 @@ impl Pipeline {
     }
 
     /// Whether anything was told of the process.
-    pub fn knows(&self, process: u32) -> bool {
-        self.processes.knows(process)
+    pub fn has_facts(&self, process: u32) -> bool {
+        self.processes.has_facts(process)
     }
 
     /// What was seen of each process that has not ended.

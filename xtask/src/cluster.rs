@@ -54,8 +54,11 @@ pub(crate) fn test_whole(toolchain: &Toolchain, named: &[String]) -> Result<()> 
     let folder = deploy::programs()?;
     setup::install_renderers(&folder)?;
     let (agent, workload) = (shell::target().join("tracer.tar"), shell::target().join("workload.tar"));
-    let arguments =
-        image::Arguments { out: agent.clone(), tag: image::NAME.into(), authorities: image::AUTHORITIES.into() };
+    let arguments = image::Arguments {
+        out: agent.clone(),
+        tag: image::NAME.into(),
+        authorities: image::AUTHORITIES.into(),
+    };
     image::write(toolchain, &arguments)?;
     image::write_workload(toolchain, WORKLOAD, &workload)?;
     let program = build_whole(toolchain)?;
@@ -68,9 +71,14 @@ pub(crate) fn test_whole(toolchain: &Toolchain, named: &[String]) -> Result<()> 
     };
     if let Some(kubeconfig) = std::env::var_os("KUBECONFIG") {
         // There is no way to bring an image to nodes that holds for all clusters.
-        println!("{} and {} have to be on the nodes: load them as deploy/README.md says", agent.display(), workload.display());
+        println!(
+            "{} and {} have to be on the nodes: load them as deploy/README.md says",
+            agent.display(),
+            workload.display()
+        );
         let receiver = std::env::var_os("TRACER_RECEIVER");
-        let receiver = receiver.context("TRACER_RECEIVER has to say by which address pods reach this machine")?;
+        let receiver =
+            receiver.context("TRACER_RECEIVER has to say by which address pods reach this machine")?;
         return run(&[("KUBECONFIG", &kubeconfig), ("TRACER_RECEIVER", &receiver)]);
     }
     let script = script();

@@ -14,7 +14,7 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::State,
-    http::{HeaderMap, HeaderValue, StatusCode, Uri},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri},
     response::{IntoResponse, Response},
     serve::ListenerExt,
 };
@@ -58,6 +58,9 @@ struct Options {
     /// As many of these.
     #[arg(long, default_value_t = u64::MAX)]
     calls: u64,
+    /// Each of these begins a trace, and says so by a traceparent.
+    #[arg(long)]
+    begin: bool,
     /// Ends after the last of these.
     #[arg(long)]
     once: bool,
@@ -137,9 +140,11 @@ async fn main() -> Result<()> {
     });
     println!("listening on {}", listener.local_addr()?);
     let once = service.options.once;
-    let calls = service.options.cron.filter(|_| service.calling()).map(|period| {
-        tokio::spawn(service.clone().cron(Duration::from_millis(period)))
-    });
+    let calls = service
+        .options
+        .cron
+        .filter(|_| service.calling())
+        .map(|period| tokio::spawn(service.clone().cron(Duration::from_millis(period))));
     let called = async {
         match calls {
             Some(calls) if once => calls.await,
@@ -220,11 +225,24 @@ impl Service {
         headers
     }
 
+    fn begun(&self) -> HeaderMap {
+        let parent = || -> Option<HeaderValue> {
+            format!("00-{}{}-{}-01", self.number()?, self.number()?, self.number()?).parse().ok()
+        };
+        let parent = if self.options.begin { parent() } else { None };
+        parent.into_iter().map(|parent| (HeaderName::from_static(TRACEPARENT), parent)).collect()
+    }
+
+    /// 16 digits.
+    fn number(&self) -> Option<String> {
+        let mut number = [0; 8];
+        (&self.random).read_exact(&mut number).ok()?;
+        Some(format!("{:016x}", u64::from_ne_bytes(number)))
+    }
+
     fn child(&self, parent: &HeaderValue) -> Option<HeaderValue> {
-        let mut span = [0; 8];
-        (&self.random).read_exact(&mut span).ok()?;
         let mut fields: Vec<&str> = parent.to_str().ok()?.split('-').collect();
-        let span = format!("{:016x}", u64::from_ne_bytes(span));
+        let span = self.number()?;
         *fields.get_mut(2)? = &span;
         fields.join("-").parse().ok()
     }
@@ -289,7 +307,7 @@ impl Service {
         let mut ticks = time::interval_at(time::Instant::now() + period, period);
         for number in 0..self.options.calls {
             ticks.tick().await;
-            self.call(format!("/cron/{}/{number}", self.options.name), 0, &HeaderMap::new()).await;
+            self.call(format!("/cron/{}/{number}", self.options.name), 0, &self.begun()).await;
         }
     }
 }

@@ -228,6 +228,12 @@ impl Processes {
         self.known.contains_key(&process)
     }
 
+    /// Whether anything is known besides that it is there, and what it is called: it may have been gone when somebody
+    /// looked.
+    pub fn has_facts(&self, process: u32) -> bool {
+        self.known.get(&process).is_some_and(|process| !process.known.facts.is_empty())
+    }
+
     /// Those that have not ended.
     pub fn running(&self) -> impl Iterator<Item = u32> {
         let running = self.known.iter().filter(|(id, process)| **id != HOST && process.ended.is_none());
@@ -318,6 +324,19 @@ mod tests {
         }
         assert!(processes.knows(1) && processes.known.len() <= 1001 + 1);
         assert!(processes.order.len() <= 2 * KNOWN_MAX + 1 && processes.ended.len() <= ENDED_MAX);
+    }
+
+    /// Its children are looked at then: they may live longer.
+    #[test]
+    fn of_one_that_was_gone_before_anybody_looked_nothing_is_known() {
+        let mut processes = Processes::default();
+        tell(&mut processes, Life::Chosen, 1, 0);
+        tell(&mut processes, Life::Forked, 2, 1);
+        assert!(processes.knows(1) && !processes.has_facts(1) && !processes.has_facts(2));
+        processes.handle_fact(2, FactKey::Cgroup, "/a");
+        tell(&mut processes, Life::Forked, 3, 2);
+        tell(&mut processes, Life::Executed, 3, 0);
+        assert!(!processes.has_facts(1) && processes.has_facts(2) && processes.has_facts(3));
     }
 
     #[test]

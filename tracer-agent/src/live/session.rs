@@ -559,8 +559,10 @@ impl Session {
             let chosen = chosen(&record);
             self.chosen += chosen.is_some() as u64;
             self.may_be_deserted |= matches!(record, Record::Process(Life::Exited, _));
-            // A child is what its parent is, if that is known.
-            let news = chosen.filter(|process| process.parent == 0 || !self.pipeline.knows(process.parent));
+            // A child is what its parent is, if anybody saw that while it was there: what a runtime starts a
+            // container by is soon gone.
+            let news =
+                chosen.filter(|process| process.parent == 0 || !self.pipeline.has_facts(process.parent));
             self.pipeline.handle_record(&record);
             let ran_already = match record {
                 Record::Process(Life::Chosen, process) => Some(process.header.pid),
