@@ -29,7 +29,8 @@ export PATH=$BIN:$PATH:/usr/sbin:/sbin
 
 say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 die() { say "error: $*"; exit 1; }
-alive() { [ -s "$RUN/$1.pid" ] && kill -0 "$(cat "$RUN/$1.pid")" 2>/dev/null; }
+# One that was killed may be there a while longer, until somebody asks what became of it.
+alive() { [ -s "$RUN/$1.pid" ] && grep -q '^State:.[^Z]' "/proc/$(cat "$RUN/$1.pid")/status" 2>/dev/null; }
 innode() { nsenter -t "$(cat "$RUN/holder.pid")" -m -n -- "$@"; }
 k() { kubectl --kubeconfig "$KCFG" "$@"; }
 
