@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod kubernetes;
 pub mod layout;
 pub mod load;
+pub mod outputs;
 pub mod pods;
 pub mod print;
 pub mod privileges;

@@ -12,11 +12,12 @@ use tracer_agent::{
     live::{
         inspect::{self, Inspected, Meaning},
         load::{Probes, Wanted},
+        outputs::Outputs,
         print::Printer,
         privileges,
         probes::Capture,
         select::{Selection, Wish},
-        session::{Outputs, Session},
+        session::Session,
     },
     pipeline::Limits,
     stats::{Bucket, Ledger, Outcome},

@@ -8,7 +8,7 @@ use clap::Args;
 use tracer_agent::{
     capture::Reader,
     export::text,
-    live::{send::Sender, session::Outputs},
+    live::{outputs::Outputs, send::Sender},
     pipeline::{Limits, Pipeline},
 };
 

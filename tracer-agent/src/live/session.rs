@@ -2,13 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    io::Write,
     os::fd::OwnedFd,
-    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
 use rustix::event::{Timespec, epoll};
 
@@ -23,23 +21,19 @@ use super::{
     containers::Containers,
     discover::{self, Seen},
     facts,
-    gate::User,
     kubernetes::Watcher,
     load::Probes,
+    outputs::Outputs,
     pods::Pods,
-    print::Printer,
     ring::{Losses, Peak},
     select::Selection,
-    send::{Sender, Sent, endpoint::Signal},
+    send::Sent,
     sockets::UnixSockets,
 };
 use crate::{
-    capture::{self, Life, Record, own},
+    capture::{Life, Record, own},
     enrich::kubernetes::Object,
-    filter::Filter,
-    observe::Observer,
     pipeline::{Limits, Pipeline},
-    span::Span,
     stats::Ledger,
     summary::{Summary, edges::Edges},
 };
@@ -65,23 +59,6 @@ const CLOCK: u64 = 30_000_000_000;
 
 /// A wall clock that goes wrong by more is told at once: 10 ms.
 const CLOCK_JUMP: u64 = 10_000_000;
-
-/// Where spans and records go.
-pub struct Outputs {
-    pub printer: Printer,
-    pub senders: Vec<Sender>,
-    pub recording: Option<Recording>,
-    /// What is shown and sent of the spans.
-    pub filter: Filter,
-    /// Spans that were not.
-    pub filtered: u64,
-    /// What the spans come to, if that is asked for.
-    pub summary: Option<Summary>,
-    /// Who calls whom, if that is asked for.
-    pub edges: Option<Edges>,
-    /// What measures spans and chooses some, where an agent runs.
-    pub observer: Option<Observer>,
-}
 
 pub struct Session {
     probes: Probes,
@@ -502,8 +479,9 @@ impl Session {
 
     /// Connections and processes of whose end the ring had no room to tell.
     fn close_unseen(&mut self) -> Result<()> {
-        let Some(open) = self.probes.open() else { return Ok(()) };
-        let gone: Vec<u64> = self.pipeline.open().filter(|cookie| !open.contains(cookie)).collect();
+        let open = self.probes.open();
+        let is_gone = |cookie: &u64| open.as_ref().is_some_and(|open| !open.contains(cookie));
+        let gone: Vec<u64> = self.pipeline.open().filter(is_gone).collect();
         let ended: Vec<u32> = self.pipeline.running().filter(|process| !discover::exists(*process)).collect();
         // Of those that ended a moment ago it is told in order.
         while self.drain(TURN)? == TURN {}
@@ -643,98 +621,6 @@ impl Session {
     }
 }
 
-impl Outputs {
-    /// A disk that is full ends the recording, and nothing else.
-    fn record(&mut self, bytes: &[u8]) {
-        if let Some(recording) = &mut self.recording
-            && let Err(error) = recording.write(bytes)
-        {
-            recording.give_up(&error);
-        }
-    }
-
-    fn finish_recording(&mut self) -> bool {
-        let Some(recording) = &mut self.recording else { return true };
-        if let Err(error) = recording.finish() {
-            recording.give_up(&error);
-        }
-        !recording.broken
-    }
-
-    /// Returns whether the span is one of those that are asked for.
-    pub fn deliver(&mut self, span: Span) -> bool {
-        let asked = self.take_notice(&span);
-        match &mut self.observer {
-            None => self.hand_out(span, asked),
-            Some(observer) if asked => {
-                observer.take(span);
-                self.hand_out_observed();
-            }
-            Some(_) => {}
-        }
-        asked
-    }
-
-    fn hand_out(&mut self, span: Span, asked: bool) {
-        for sender in self.senders.iter_mut().filter(|sender| asked && sender.signal() == Signal::Traces) {
-            sender.send(&span);
-        }
-        self.printer.print(span, asked);
-    }
-
-    /// Those that were chosen meanwhile.
-    fn hand_out_observed(&mut self) {
-        while let Some(span) = self.observer.as_mut().and_then(Observer::poll_output) {
-            self.hand_out(span, true);
-        }
-    }
-
-    fn handle_timeout(&mut self, now: u64) {
-        if let Some(observer) = &mut self.observer {
-            observer.handle_timeout(now, clock::wall(now));
-            self.hand_out_observed();
-        }
-        for sender in &mut self.senders {
-            sender.flush_due();
-        }
-    }
-
-    /// Nothing more comes.
-    fn finish_observing(&mut self) {
-        if let Some(observer) = &mut self.observer {
-            observer.finish();
-            self.hand_out_observed();
-        }
-    }
-
-    /// Counts it, and says whether it is asked for.
-    fn take_notice(&mut self, span: &Span) -> bool {
-        let asked = self.is_asked_for(span);
-        if asked && let Some(summary) = &mut self.summary {
-            summary.add(span);
-        }
-        if let Some(edges) = &mut self.edges {
-            edges.add(span, asked);
-        }
-        asked
-    }
-
-    fn is_asked_for(&mut self, span: &Span) -> bool {
-        let matches = self.filter.matches(span);
-        self.filtered += !matches as u64;
-        matches
-    }
-
-    /// For a replay, which can wait.
-    pub fn deliver_waiting(&mut self, span: Span) {
-        let asked = self.take_notice(&span);
-        for sender in self.senders.iter_mut().filter(|_| asked) {
-            sender.send_waiting(&span);
-        }
-        self.printer.print_waiting(span, asked);
-    }
-}
-
 /// What is known when a capture is over.
 pub struct Finished {
     pub pipeline: Pipeline,
@@ -790,62 +676,4 @@ fn union(first: &Met, second: &Met) -> Met {
 fn size(bytes: &[u8]) -> usize {
     let size = u32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize;
     size.min(bytes.len())
-}
-
-/// A capture file that is being written.
-pub struct Recording {
-    out: std::io::BufWriter<std::fs::File>,
-    broken: bool,
-}
-
-impl Recording {
-    /// Only for its owner: it will hold what the processes sent and received. A file that is there is
-    /// replaced, not written over: somebody may have it open. A device or a pipe is left as it is.
-    pub fn create(path: &Path) -> Result<Self> {
-        use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-        let owner = User::of_sudo();
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true);
-        let special = match std::fs::symlink_metadata(path) {
-            Ok(found) if found.is_file() => {
-                let own = rustix::process::geteuid().as_raw();
-                let users = owner.as_ref().map_or(own, |user| user.id);
-                if found.uid() != own && found.uid() != users {
-                    bail!("{} belongs to somebody else", path.display());
-                }
-                std::fs::remove_file(path).with_context(|| path.display().to_string())?;
-                false
-            }
-            Ok(found) if found.is_symlink() => bail!("{} is a symbolic link", path.display()),
-            Ok(found) => found.file_type().is_char_device() || found.file_type().is_fifo(),
-            Err(_) => false,
-        };
-        if !special {
-            options.create_new(true).mode(0o600);
-        }
-        let file = options.open(path).with_context(|| format!("{} cannot be written", path.display()))?;
-        if let Some(user) = owner.filter(|_| !special) {
-            std::os::unix::fs::fchown(&file, Some(user.id), Some(user.group))?;
-        }
-        let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
-        out.write_all(&capture::MAGIC)?;
-        Ok(Self { out, broken: false })
-    }
-
-    fn write(&mut self, record: &[u8]) -> std::io::Result<()> {
-        if self.broken {
-            return Ok(());
-        }
-        self.out.write_all(&capture::frame(record))?;
-        self.out.write_all(record)
-    }
-
-    fn finish(&mut self) -> std::io::Result<()> {
-        if self.broken { Ok(()) } else { self.out.flush() }
-    }
-
-    fn give_up(&mut self, error: &std::io::Error) {
-        self.broken = true;
-        tell!("record: the capture file cannot be written any further: {error}");
-    }
 }
