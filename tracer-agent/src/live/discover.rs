@@ -240,32 +240,6 @@ pub fn exists(process: u32) -> bool {
     parent(process).is_some()
 }
 
-/// Folders of the cgroup tree that are gone through for one.
-const CGROUPS_MAX: usize = 20_000;
-
-/// The path in the v2 tree of the cgroup with this id, if it is still there.
-pub fn cgroup_path(id: u64) -> Option<String> {
-    use std::os::unix::fs::DirEntryExt;
-    let root = mounted("cgroup2")?;
-    let mut folders = std::collections::VecDeque::from([root.clone()]);
-    let mut left = CGROUPS_MAX;
-    while let Some(folder) = folders.pop_front() {
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            left = left.checked_sub(1)?;
-            let path = entry.path();
-            if entry.ino() == id {
-                let inside = path.strip_prefix(&root).ok()?;
-                return Some(format!("/{}", inside.display()));
-            }
-            folders.push_back(path);
-        }
-    }
-    None
-}
-
 /// Where a file system of this kind is mounted, the first if there are several.
 pub fn mounted(kind: &str) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;

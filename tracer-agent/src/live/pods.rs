@@ -2,17 +2,16 @@
 //! is there, and its folder is there before its first process.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fs, iter,
     mem::MaybeUninit,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Result, anyhow, ensure};
 use rustix::fs::inotify;
 
-use super::discover;
 use super::select::{Cgroup, Pattern, cgroup_root};
 use crate::enrich::kubernetes::{Object, Pod};
 
@@ -176,8 +175,8 @@ impl Pairs {
 pub(super) struct Pods {
     known: BTreeMap<String, Pod>,
     tree: Option<Tree>,
-    /// Of cgroups, by their ids: these are not given again.
-    paths: BTreeMap<u64, String>,
+    /// Of cgroups, by their ids: these are not given again, so one that is gone stays so.
+    paths: BTreeMap<u64, Option<String>>,
 }
 
 impl Pods {
@@ -234,14 +233,14 @@ impl Pods {
             return None;
         }
         if let Some(path) = self.paths.get(&id) {
-            return Some(path.clone());
+            return path.clone();
         }
-        let path = discover::cgroup_path(id)?;
+        let path = path_of(id);
         if self.paths.len() >= PATHS_MAX {
             self.paths.pop_first();
         }
         self.paths.insert(id, path.clone());
-        Some(path)
+        path
     }
 
     fn folder(&self, pod: &Pod) -> Option<&Path> {
@@ -305,8 +304,7 @@ impl Tree {
     /// New ones are watched before they are read.
     fn find_places(&mut self) {
         let mut found = Vec::new();
-        let mut left = FOLDERS_MAX;
-        find(&self.root, 0, &mut left, &mut found);
+        find(&self.root, &mut found);
         let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE | inotify::WatchFlags::ONLYDIR;
         found.retain(|place| inotify::add_watch(&self.news, place, flags).is_ok());
         self.places = found;
@@ -314,22 +312,58 @@ impl Tree {
 }
 
 /// The folders of kubelets, and those in them for the classes of service.
-fn find(folder: &Path, depth: usize, left: &mut usize, found: &mut Vec<PathBuf>) {
-    for (name, child) in children(folder) {
-        if *left == 0 {
-            return;
+fn find(root: &Path, found: &mut Vec<PathBuf>) {
+    walk(root, DEPTH_MAX, |name, child| {
+        let bare = name.strip_suffix(".slice").unwrap_or(name);
+        if !bare.ends_with("kubepods") {
+            return Walk::Inside;
         }
-        *left -= 1;
-        let bare = name.strip_suffix(".slice").unwrap_or(&name);
-        if bare.ends_with("kubepods") {
-            found.push(child.clone());
-            let classes = children(&child).filter(|(name, _)| {
-                let bare = name.strip_suffix(".slice").unwrap_or(name);
-                bare.ends_with("burstable") || bare.ends_with("besteffort")
-            });
-            found.extend(classes.map(|(_, class)| class));
-        } else if depth < DEPTH_MAX {
-            find(&child, depth + 1, left, found);
+        found.push(child.to_owned());
+        let classes = children(child).filter(|(name, _)| {
+            let bare = name.strip_suffix(".slice").unwrap_or(name);
+            bare.ends_with("burstable") || bare.ends_with("besteffort")
+        });
+        found.extend(classes.map(|(_, class)| class));
+        Walk::Past
+    });
+}
+
+/// The path in the tree of the cgroup with this id, if it is still there.
+fn path_of(id: u64) -> Option<String> {
+    let root = cgroup_root().ok()?;
+    let mut path = None;
+    walk(&root, usize::MAX, |_, folder| {
+        if fs::metadata(folder).is_ok_and(|found| found.ino() == id) {
+            path = folder.strip_prefix(&root).ok().map(|inside| format!("/{}", inside.display()));
+            return Walk::End;
+        }
+        Walk::Inside
+    });
+    path
+}
+
+/// Where a walk through folders goes on.
+enum Walk {
+    Inside,
+    Past,
+    End,
+}
+
+/// Goes through folders, those above before those below, down to a depth.
+fn walk(root: &Path, depth_max: usize, mut visit: impl FnMut(&str, &Path) -> Walk) {
+    let mut folders = VecDeque::from([(root.to_owned(), 0)]);
+    let mut left = FOLDERS_MAX;
+    while let Some((folder, depth)) = folders.pop_front() {
+        for (name, child) in children(&folder) {
+            if left == 0 {
+                return;
+            }
+            left -= 1;
+            match visit(&name, &child) {
+                Walk::Inside if depth < depth_max => folders.push_back((child, depth + 1)),
+                Walk::Inside | Walk::Past => {}
+                Walk::End => return,
+            }
         }
     }
 }
@@ -444,8 +478,8 @@ mod tests {
             fs::create_dir_all(root.join(place).join("pod7f9c0000000040008000000000000001")).unwrap();
         }
         fs::create_dir_all(root.join("system.slice/ssh.service")).unwrap();
-        let (mut found, mut left) = (Vec::new(), FOLDERS_MAX);
-        find(&root, 0, &mut left, &mut found);
+        let mut found = Vec::new();
+        find(&root, &mut found);
         let mut expected: Vec<PathBuf> = places
             .iter()
             .flat_map(|place| [root.join(place), root.join(place).parent().unwrap().to_owned()])
