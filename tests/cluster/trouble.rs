@@ -34,6 +34,26 @@ fn busy(shop: &Shop, calls: usize) -> String {
     store
 }
 
+/// Those of which the agent hears, and which have begun to talk.
+struct Busy {
+    installed: Installed,
+    shop: Shop,
+    store: String,
+    pod: AgentPod,
+}
+
+impl Busy {
+    fn new(calls: usize) -> Self {
+        let installed = Installed::as_shipped();
+        let shop = Shop::new();
+        let store = busy(&shop, calls);
+        shop.wait_called("user", 100);
+        let pod = installed.pod();
+        wait_heard(&pod);
+        Self { installed, shop, store, pod }
+    }
+}
+
 fn come_late(shop: &Shop, store: &str) {
     shop.deploy("late", 1, &["--next", store, "--cron", "5", "--calls", "50", "--name", "late"]);
     shop.wait_called("late", 50);
@@ -46,12 +66,7 @@ fn an_api_server_that_is_away_for_half_a_minute_costs_no_span() {
         println!("skipped: this API server is not ours to be killed");
         return;
     };
-    let installed = Installed::as_shipped();
-    let shop = Shop::new();
-    let store = busy(&shop, CALLS);
-    shop.wait_called("user", 100);
-    let pod = installed.pod();
-    wait_heard(&pod);
+    let Busy { installed, shop, store, pod } = Busy::new(CALLS);
     let before = installed.collector.spans().len();
     own.kill_api();
     let said = pod.wait_readyz(200, GAP);
@@ -87,12 +102,7 @@ fn rights_that_are_taken_and_given_back_cost_no_span_of_who_was_known() {
         println!("skipped: this API server is not ours to be killed");
         return;
     };
-    let installed = Installed::as_shipped();
-    let shop = Shop::new();
-    let store = busy(&shop, CALLS);
-    shop.wait_called("user", 100);
-    let pod = installed.pod();
-    wait_heard(&pod);
+    let Busy { installed, shop, store, pod } = Busy::new(CALLS);
     kubectl(&["delete", "clusterrolebinding", "tracer"]);
     // A watch that runs goes on: only the next one is asked who it is.
     own.kill_api();
