@@ -22,7 +22,7 @@ fn main() {
     ] {
         println!("cargo::rerun-if-changed={}", path.display());
     }
-    if env::var_os("CARGO_FEATURE_LIVE").is_none() {
+    if env::var_os("CARGO_FEATURE_PROBES").is_none() {
         return;
     }
     if let Err(sentence) = build(&source) {

@@ -4,6 +4,7 @@ use std::{
     ffi::OsStr,
     path::PathBuf,
     process::{Command, Stdio},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
@@ -104,6 +105,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let steps = if arguments.only.is_empty() { &ALL[..] } else { &arguments.only };
     for step in steps {
         println!("== {step:?}");
+        let begun = Instant::now();
         match step {
             Step::Format => format(&toolchain)?,
             Step::Lint => lint(&toolchain)?,
@@ -117,6 +119,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Step::Kubernetes => cluster::test_if_built(&toolchain)?,
             Step::Reproduce => reproduce(&toolchain)?,
         }
+        println!("== {step:?} took {} s", begun.elapsed().as_secs());
     }
     println!("== all {} steps passed", steps.len());
     Ok(())
@@ -292,18 +295,13 @@ fn reproduce(toolchain: &Toolchain) -> Result<()> {
             .stdout(std::fs::File::create(copy.join("source.tar"))?),
     )?;
     shell::run(Command::new("tar").args(["--extract", "--file=source.tar"]).current_dir(&copy))?;
-    for folder in [&source, &copy] {
-        shell::run(
-            shell::cargo(toolchain)
-                .current_dir(folder)
-                .env("CARGO_TARGET_DIR", folder.join("target/reproduced"))
-                .args(["check", "--quiet", "--locked", "--package", "tracer-agent"]),
-        )?;
+    for (folder, target) in [(&source, shell::target()), (&copy, copy.join("target"))] {
+        let check = "check --quiet --locked --package tracer-agent --no-default-features --features probes";
+        shell::run(cargo(toolchain, check).current_dir(folder).env("CARGO_TARGET_DIR", target))?;
     }
-    let object = |folder: &PathBuf| {
-        std::fs::read(folder.join("target/reproduced/probes/bpfel-unknown-none/release/tracer-ebpf"))
-    };
-    let (here, there) = (object(&source)?, object(&copy)?);
+    let object =
+        |target: PathBuf| std::fs::read(target.join("probes/bpfel-unknown-none/release/tracer-ebpf"));
+    let (here, there) = (object(shell::target())?, object(copy.join("target"))?);
     if here != there {
         bail!("the probes differ when they are built in another folder");
     }
