@@ -105,6 +105,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let steps = if arguments.only.is_empty() { &ALL[..] } else { &arguments.only };
     for step in steps {
         println!("== {step:?}");
+        #[allow(clippy::disallowed_methods, reason = "it tells how long the step took")]
         let begun = Instant::now();
         match step {
             Step::Format => format(&toolchain)?,
