@@ -99,6 +99,10 @@ impl Cluster {
         self.ask("PATCH", &format!("{}/pods/{name}", self.inside(GROUP)), Some(patch))
     }
 
+    pub(crate) fn patch_namespace(&self, patch: &Value) -> Value {
+        self.ask("PATCH", &format!("{GROUP}/namespaces/{}", self.namespace), Some(patch))
+    }
+
     pub(crate) fn patch_status(&self, name: &str, status: &Value) -> Value {
         let path = format!("{}/pods/{name}/status", self.inside(GROUP));
         self.ask("PATCH", &path, Some(&json!({"status": status})))

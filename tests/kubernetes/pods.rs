@@ -91,7 +91,7 @@ fn what_counts_is_told_and_nothing_else() {
     first["spec"]["containers"][0]["env"] = json!([{"name": "PASSWORD", "value": "secret"}]);
     cluster.create(GROUP, "pods", &first);
     cluster.create(GROUP, "pods", &pod("elsewhere", &other));
-    let kept = Kept::new(["team"], ["example.com/*"]).expect("patterns");
+    let kept = Kept::new(["team"], ["example.com/*"], []).expect("patterns");
     let mut heard = cluster.watch_with(|options| options.kept = kept);
     let told = heard.wait_pod("first", |_| true);
     let texts =

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use tracer_tests::{
-    agent::Agent,
+    agent::{Agent, Way},
     process::{Server, client, run, wait_for},
 };
 
@@ -46,13 +46,16 @@ impl Inhabited {
     }
 }
 
-fn start(cluster: &Cluster, select: &str) -> Agent {
-    let text = format!(
+fn config(cluster: &Cluster, select: &str) -> String {
+    format!(
         "select: {select}\nexport: {{ print: json }}\nkubernetes: {{ kubeconfig: {}, node: {}, peers: none }}\n",
         cluster.kubeconfig.display(),
         cluster.node
-    );
-    Agent::start(&cluster.folder, &text)
+    )
+}
+
+fn start(cluster: &Cluster, select: &str) -> Agent {
+    Agent::start(&cluster.folder, &config(cluster, select))
 }
 
 /// Both serve, and spans are of the one alone.
@@ -103,6 +106,7 @@ fn each_kind_of_rule_chooses_and_excludes() {
         "annotation: example.com/team=a".to_owned(),
         "container: web-*".to_owned(),
         format!("namespace: {namespace}, label: tier=front"),
+        format!("namespace_label: kubernetes.io/metadata.name={namespace}, pod: web"),
     ];
     for rule in &rules {
         let agent = start(&cluster, &format!("{{ include: [ {{ {rule} }} ] }}"));
@@ -119,6 +123,65 @@ fn each_kind_of_rule_chooses_and_excludes() {
     });
     assert!(!web.is_traced(&agent) && !db.is_traced(&agent));
     agent.finish();
+}
+
+/// Labels and annotations are kept that a rule asks for: one that comes later asks for others, and of a pod that goes
+/// meanwhile nothing is left.
+#[test]
+fn rules_that_come_later_know_labels_that_nobody_asked_for() {
+    let cluster = Cluster::new();
+    let metadata = json!({"labels": {"tier": "front"}, "annotations": {"example.com/team": "a"}});
+    let web = Inhabited::new(&cluster, "web", 5, metadata);
+    let other = Inhabited::new(&cluster, "other", 6, json!({}));
+    let agent = start(&cluster, "{ include: [ { pod: web } ] }");
+    wait_for("the pod", || (web.is_traced(&agent) && !other.is_traced(&agent)).then_some(()));
+    for rule in ["label: tier=front", "annotation: example.com/team=a", "label: tier=back", "label: tier"] {
+        agent.change(&config(&cluster, &format!("{{ include: [ {{ {rule} }} ] }}")), Way::Swap);
+        let expected = rule != "label: tier=back";
+        wait_for(rule, || (web.is_traced(&agent) == expected && !other.is_traced(&agent)).then_some(()));
+    }
+    cluster.delete_pod("web");
+    agent.change(
+        &config(&cluster, "{ include: [ { namespace_label: kubernetes.io/metadata.name } ] }"),
+        Way::Swap,
+    );
+    wait_for("the other one alone", || {
+        let cgroups = agent.metrics().sum("tracer_table_entries", &[("table", "cgroups")]);
+        (other.is_traced(&agent) && cgroups == 1.0).then_some(())
+    });
+    agent.finish();
+}
+
+/// A label that the namespace gets while the agent runs, and loses again.
+#[test]
+fn namespaces_choose_by_their_labels() {
+    let cluster = Cluster::new();
+    let web = Inhabited::new(&cluster, "web", 7, json!({}));
+    let label = |value: Value| cluster.patch_namespace(&json!({"metadata": {"labels": {"traced": value}}}));
+    let included = start(&cluster, "{ include: [ { namespace_label: traced=yes } ] }");
+    let excluded = start(
+        &cluster,
+        &format!(
+            "{{ include: [ {{ namespace: {} }} ], exclude: [ {{ namespace_label: traced=no }} ] }}",
+            cluster.namespace
+        ),
+    );
+    let traced = |by_included: bool, by_excluded: bool| {
+        wait_for("the rules to hold", || {
+            let now = (web.is_traced(&included), web.is_traced(&excluded));
+            (now == (by_included, by_excluded)).then_some(())
+        });
+    };
+    traced(false, true);
+    label(json!("yes"));
+    traced(true, true);
+    label(json!("no"));
+    traced(false, false);
+    label(Value::Null);
+    traced(false, true);
+    for agent in [included, excluded] {
+        agent.finish();
+    }
 }
 
 /// What a pod says of itself, and what is said of it later.

@@ -209,6 +209,8 @@ struct Ends {
     both: BTreeMap<String, usize>,
     /// Nothing did, before the connection was over.
     open: usize,
+    /// Streams that were asked for.
+    asked: usize,
 }
 
 impl Wire {
@@ -293,6 +295,7 @@ impl Wire {
         }
         let mut ends =
             Ends { reset: resets.iter().filter(|id| !statuses.contains_key(*id)).count(), ..Ends::default() };
+        ends.asked = opened.len();
         ends.open = opened.iter().filter(|id| !statuses.contains_key(*id) && !resets.contains(*id)).count();
         for (stream, status) in statuses {
             let both = resets.contains(&stream);
@@ -347,11 +350,14 @@ fn broken_off(server: Stack, client: Stack, mode: &str) {
     served.process.wait();
     let traced = [ends.finish(), client];
     let truth = wire.finish();
+    // Where the machine is slow the time of a call is over before it is sent: then there is none.
+    let is_late = mode == "deadline" && (1..CALLS).contains(&truth.asked);
+    assert!(truth.asked == CALLS || is_late, "{truth:?}");
     for (traced, kind) in traced.iter().zip(["SERVER", "CLIENT"]) {
         traced.assert_complete();
         let mut seen = truth.status.clone();
         let (mut without, mut reset) = (0, 0);
-        assert_eq!(traced.spans.len(), CALLS, "{kind}");
+        assert_eq!(traced.spans.len(), truth.asked, "{kind}");
         for span in &traced.spans {
             let attributes = &span["attributes"];
             assert!(attributes["rpc.method"].as_str().is_some_and(|name| name.starts_with("lab.Echo/")));

@@ -1,7 +1,7 @@
 //! Who is traced: by name, file, port and cgroup, alone and together, running already or started later.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::PathBuf,
     process::{Command, Output, Stdio},
@@ -171,6 +171,65 @@ fn a_cgroup_chooses_who_joins_it() {
     fs::remove_dir(below).expect("the cgroup below is empty again");
 }
 
+/// By the name that its runtime has for it, or by its id. No runtime is needed: what one leaves on the disk is what
+/// counts.
+#[test]
+fn a_container_is_chosen_by_its_name_or_its_id() {
+    let folder = Folder::new("container");
+    let server = Server::go(&folder);
+    let (first, second) = (Container::new("db", 1), Container::new("web-1", 2));
+    let others = [Container::new("web", 3), Container::new("other", 4)];
+    let tracer = start(&["--container", "web-*", "--container", &first.id[..12]]);
+    let url = |path: &str| format!("http://{}/ok/{path}", server.address);
+    run(&mut first.group.command(&["curl", "-s", "-o", "/dev/null", &url("by-id")]));
+    run(&mut second.group.command(&["curl", "-s", "-o", "/dev/null", &url("by-name")]));
+    for other in &others {
+        run(&mut other.group.command(&["curl", "-s", "-o", "/dev/null", &url("elsewhere")]));
+    }
+    let traced = tracer.finish();
+    traced.assert_complete();
+    let logged: BTreeMap<String, usize> =
+        server.wait_logged(4).into_iter().filter(|(line, _)| !line.contains("elsewhere")).collect();
+    assert_eq!(logged.len(), 2);
+    assert_same(&traced.exchanges("CLIENT"), &logged);
+    let names: BTreeSet<&str> =
+        traced.spans.iter().filter_map(|span| span["resource"]["container.name"].as_str()).collect();
+    assert_eq!(names, BTreeSet::from(["db", "web-1"]));
+}
+
+/// A container as nerdctl leaves it: a bundle and a cgroup, which go with their owner.
+pub(super) struct Container {
+    pub(super) id: String,
+    pub(super) group: Cgroup,
+    bundle: PathBuf,
+}
+
+impl Container {
+    pub(super) fn new(name: &str, number: usize) -> Self {
+        // Its first digits are its own.
+        let id = format!("{number:08x}{:08x}", std::process::id()).repeat(4);
+        let namespace = PathBuf::from("/run/containerd/io.containerd.runtime.v2.task/tracer-test");
+        let bundle = namespace.join(&id);
+        fs::create_dir_all(&bundle).expect("a bundle");
+        let config = serde_json::json!({"ociVersion": "1.2.0", "annotations": {"nerdctl/name": name}});
+        fs::write(bundle.join("config.json"), config.to_string()).expect("its configuration");
+        let mut group = Cgroup::of("");
+        group.path = group.root.join(format!("nerdctl-{id}.scope"));
+        fs::create_dir(&group.path).expect("a cgroup");
+        Self { id, group, bundle }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.bundle);
+        // And what was made for it: not what somebody else still uses.
+        for above in self.bundle.ancestors().skip(1).take(3) {
+            let _ = fs::remove_dir(above);
+        }
+    }
+}
+
 /// A cgroup of the v2 tree, which goes with its owner.
 pub(super) struct Cgroup {
     pub(super) root: PathBuf,
@@ -191,6 +250,14 @@ impl Cgroup {
         let root = PathBuf::from(mount.and_then(|line| line.split(' ').nth(1)).expect("a cgroup v2 tree"));
         let path = root.join(format!("tracer-test-{}-{name}", std::process::id()));
         Self { root, path }
+    }
+
+    /// A command that is in it from its first byte on, and so are its children.
+    pub(super) fn command(&self, command: &[&str]) -> Command {
+        let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", self.path.display());
+        let mut wrapped = Command::new("sh");
+        wrapped.args(["-c", &script, "sh"]).args(command);
+        wrapped
     }
 
     /// In the tree.

@@ -103,7 +103,11 @@ pub struct Rule {
     /// Likewise by their annotations.
     #[serde(deserialize_with = "or_default")]
     pub annotation: List<Pattern>,
-    /// Of pods only the containers with these names; patterns.
+    /// Pods of the namespaces with these labels; likewise. To exclude, one that is not known counts as one of them.
+    #[serde(deserialize_with = "or_default")]
+    pub namespace_label: List<Pattern>,
+    /// Containers by their names, patterns, or by their ids from 12 digits on: of pods that the same rule names, or
+    /// else any of this machine, as Docker, Podman, containerd or CRI-O know them.
     #[serde(deserialize_with = "or_default")]
     pub container: List<Pattern>,
 }

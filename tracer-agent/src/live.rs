@@ -2,6 +2,7 @@
 //! Only here are clocks, sockets and files used.
 #![allow(clippy::disallowed_methods, reason = "this is the module that may read clocks")]
 
+mod cgroups;
 pub mod clock;
 pub mod containers;
 pub mod cost;

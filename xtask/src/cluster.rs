@@ -4,7 +4,7 @@
 use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail};
@@ -12,11 +12,8 @@ use anyhow::{Context, Result, bail};
 use crate::{
     deploy, image, setup,
     shell::{self, Toolchain},
-    test::{LivePrograms, built_program},
+    test::{LivePrograms, build_test},
 };
-
-/// What the tests are built by.
-const BUILD: &str = "test --no-run --features kubernetes --test";
 
 /// The part of `cargo xtask test`: to build a cluster takes longer than all of it.
 pub(crate) fn test_if_built(toolchain: &Toolchain) -> Result<()> {
@@ -31,7 +28,7 @@ pub(crate) fn test_if_built(toolchain: &Toolchain) -> Result<()> {
 }
 
 pub(crate) fn test(toolchain: &Toolchain, scale: bool) -> Result<()> {
-    let programs = LivePrograms::build(toolchain, BUILD, "kubernetes")?;
+    let programs = LivePrograms::build(toolchain, "test --no-run --test", "kubernetes")?;
     let arguments = match scale {
         true => &["--test-threads=1", "--nocapture", "--ignored"][..],
         false => &["--test-threads=1"][..],
@@ -67,7 +64,7 @@ pub(crate) fn test_whole(toolchain: &Toolchain, named: &[String]) -> Result<()> 
     };
     image::write(toolchain, &arguments)?;
     image::write_workload(toolchain, WORKLOAD, &workload)?;
-    let program = build_whole(toolchain)?;
+    let program = build_test(toolchain, "cluster")?;
     let run = |variables: &[(&str, &OsStr)]| {
         let mut variables = variables.to_vec();
         let path = [folder.as_os_str(), OsStr::new(":"), &std::env::var_os("PATH").unwrap_or_default()];
@@ -107,19 +104,6 @@ const WORKLOAD: &str = concat!("localhost/tracer-workload:", env!("CARGO_PKG_VER
 
 /// The address by which pods of the script's cluster reach this machine.
 const HOST: &str = "10.199.0.1";
-
-fn build_whole(toolchain: &Toolchain) -> Result<PathBuf> {
-    let build = "test --no-run --features cluster --test cluster --package tracer-tests --locked";
-    let built = shell::cargo(toolchain)
-        .args(build.split(' '))
-        .arg("--message-format=json")
-        .stderr(Stdio::inherit())
-        .output()?;
-    if !built.status.success() {
-        bail!("the tests do not build");
-    }
-    built_program(&String::from_utf8(built.stdout)?, "cluster").context("cargo built no program")
-}
 
 fn kubeconfig(script: &Path) -> Result<PathBuf> {
     let output =

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     setup,
     shell::{self, as_root},
+    test::build_programs,
 };
 
 #[derive(clap::Args)]
@@ -22,18 +23,11 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let toolchain = setup::ensure(false)?;
     println!("demo: building (a few minutes the first time)");
-    shell::run(shell::cargo(&toolchain).args([
-        "build",
-        "--release",
-        "--package",
-        "tracer-agent",
-        "--package",
-        "workloads",
-    ]))?;
+    let programs = build_programs(&toolchain)?;
     if !shell::is_root() {
         println!("demo: sudo is used to load the probes");
     }
-    let programs = shell::target().join("release");
+
     let (backend, backend_port) =
         Service::start(Command::new(programs.join("demo-backend")).arg("0"), "backend")?;
     let (frontend, frontend_port) = Service::start(

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use crate::{
     setup,
     shell::{self, Toolchain},
+    test::{build_programs, build_test},
 };
 
 /// Where programs are that Go builds, those of the cluster of the tests among them.
@@ -33,14 +34,8 @@ pub(crate) fn test(toolchain: &Toolchain) -> Result<()> {
     let folder = programs()?;
     setup::install_renderers(&folder)?;
     // It says itself what it thinks of the configurations.
-    shell::run(shell::cargo(toolchain).args([
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "tracer-agent",
-    ]))?;
-    shell::run(tests(toolchain, &folder).arg("--").arg("--test-threads=2"))?;
+    build_programs(toolchain)?;
+    shell::run(tests(toolchain, &folder)?.arg("--test-threads=2"))?;
     if let Some(kubeconfig) = std::env::var_os(CLUSTER) {
         return test_server(toolchain, Path::new(&kubeconfig));
     }
@@ -57,16 +52,16 @@ pub(crate) fn test_server(toolchain: &Toolchain, kubeconfig: &Path) -> Result<()
     let folder = programs()?;
     setup::install_renderers(&folder)?;
     shell::run(
-        tests(toolchain, &folder)
+        tests(toolchain, &folder)?
             .env("KUBECONFIG", kubeconfig)
-            .args(["--", "--ignored", "--exact"])
+            .args(["--ignored", "--exact"])
             .args(WITH_A_SERVER),
     )
 }
 
-fn tests(toolchain: &Toolchain, folder: &Path) -> Command {
-    let mut command = shell::cargo(toolchain);
-    command.args(["test", "--locked", "--package", "tracer-tests", "--test", "deploy"]);
+fn tests(toolchain: &Toolchain, folder: &Path) -> Result<Command> {
+    let mut command = Command::new(build_test(toolchain, "deploy")?);
+    command.current_dir(shell::root().join("tests"));
     command.env("TRACER_PROGRAM", shell::target().join("release/tracer"));
     for (variable, name) in
         [("TRACER_HELM", "helm"), ("TRACER_KUSTOMIZE", "kustomize"), ("TRACER_KUBECTL", "kubectl")]
@@ -75,5 +70,5 @@ fn tests(toolchain: &Toolchain, folder: &Path) -> Command {
         // kubectl may be on the path alone.
         command.env(variable, if path.exists() { path.as_os_str() } else { OsStr::new(name) });
     }
-    command
+    Ok(command)
 }

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use self::{agent::Agent, churn::Churn, sample::Sample};
-use crate::{bench::sink::Sink, setup, shell};
+use crate::{bench::sink::Sink, setup, shell, test::build_programs};
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_secs(5);
@@ -113,16 +113,7 @@ fn watch(arguments: &Arguments, agent: &Agent, churn: &Churn) -> Result<Vec<Samp
 fn build() -> Result<PathBuf> {
     let toolchain = setup::ensure(false)?;
     setup::install_soak_programs()?;
-    shell::run(shell::cargo(&toolchain).args([
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "tracer-agent",
-        "--package",
-        "workloads",
-    ]))?;
-    Ok(shell::target().join("release").canonicalize()?)
+    build_programs(&toolchain)
 }
 
 /// It goes with its owner.

@@ -86,6 +86,13 @@ const ALL: [Step; 11] = [
     Step::Reproduce,
 ];
 
+/// Every test is built with the same features of the same packages: else libraries are built anew for each.
+const BUILT: &str =
+    "--locked --workspace --exclude tracer-ebpf --features tracer-tests/kubernetes,tracer-tests/cluster";
+
+/// What users get, and what is traced; likewise.
+const PROGRAMS: &str = "build --release --locked --package tracer-agent --package workloads";
+
 /// What calls alone cannot tell depends on the way.
 const NAMED: &str = "servers::io_uring_and_32_bit_tasks_are_named";
 
@@ -139,13 +146,12 @@ fn format(toolchain: &Toolchain) -> Result<()> {
 }
 
 fn lint(toolchain: &Toolchain) -> Result<()> {
-    let clippy = |what: &str| cargo(toolchain, &format!("clippy --locked {what} -- -Dwarnings"));
-    let tests = "--features tracer-tests/kubernetes,tracer-tests/cluster";
-    shell::run(&mut clippy(&format!("--workspace --exclude tracer-ebpf --all-targets {tests}")))?;
-    shell::run(&mut clippy("--package tracer-agent --no-default-features"))?;
+    let clippy = |what: &str| cargo(toolchain, &format!("clippy {what} -- -Dwarnings"));
+    shell::run(&mut clippy(&format!("{BUILT} --all-targets")))?;
+    shell::run(&mut clippy("--locked --package tracer-agent --no-default-features"))?;
     // For the target that it is for: it has nothing to run on this one.
     shell::run(
-        clippy("--package tracer-ebpf --target bpfel-unknown-none -Zbuild-std=core")
+        clippy("--locked --package tracer-ebpf --target bpfel-unknown-none -Zbuild-std=core")
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_ENCODED_RUSTFLAGS", "--cfg=bpf_target_arch=\"x86_64\"")
             .env("CARGO_TARGET_DIR", shell::target().join("probes")),
@@ -188,9 +194,30 @@ fn core(toolchain: &Toolchain) -> Result<()> {
 }
 
 fn unit(toolchain: &Toolchain) -> Result<()> {
-    let test = |what: &str| cargo(toolchain, &format!("test --locked {what}"));
-    shell::run(&mut test("--workspace --exclude tracer-tests --exclude tracer-ebpf"))?;
-    shell::run(&mut test("--package tracer-tests --lib --test replay --test properties"))
+    let test = |what: &str| cargo(toolchain, &format!("test {BUILT} {what}"));
+    shell::run(&mut test("--lib --bins --test replay --test properties"))?;
+    shell::run(&mut test("--doc"))
+}
+
+/// A program of the tests: built, and run with what it is to know.
+pub(crate) fn build_test(toolchain: &Toolchain, name: &str) -> Result<PathBuf> {
+    build_program(toolchain, "test --no-run --test", name)
+}
+
+/// By a command of cargo's.
+fn build_program(toolchain: &Toolchain, build: &str, name: &str) -> Result<PathBuf> {
+    let build = format!("{build} {name} {BUILT} --message-format=json");
+    let built = cargo(toolchain, &build).stderr(Stdio::inherit()).output()?;
+    if !built.status.success() {
+        bail!("the tests do not build");
+    }
+    built_program(&String::from_utf8(built.stdout)?, name).context("cargo built no program")
+}
+
+/// Returns where they are.
+pub(crate) fn build_programs(toolchain: &Toolchain) -> Result<PathBuf> {
+    shell::run(&mut cargo(toolchain, PROGRAMS))?;
+    Ok(shell::target().join("release").canonicalize()?)
 }
 
 /// The tests are built as whoever calls, and run as root: one after the other, since each has its own
@@ -226,19 +253,9 @@ pub(crate) struct LivePrograms {
 
 impl LivePrograms {
     pub(crate) fn build(toolchain: &Toolchain, build: &str, name: &str) -> Result<Self> {
-        let programs = "build --release --locked --package tracer-agent --package workloads";
-        shell::run(&mut cargo(toolchain, programs))?;
-        let build = format!("{build} {name} --package tracer-tests --locked --message-format=json");
-        let built = cargo(toolchain, &build).stderr(Stdio::inherit()).output()?;
-        if !built.status.success() {
-            bail!("the live tests do not build");
-        }
-        let messages = String::from_utf8(built.stdout)?;
-        Ok(Self {
-            program: built_program(&messages, name).context("cargo built no program")?,
-            folder: shell::target().join("release").canonicalize()?,
-            python: setup::python().canonicalize()?,
-        })
+        let folder = build_programs(toolchain)?;
+        let program = build_program(toolchain, build, name)?;
+        Ok(Self { program, folder, python: setup::python().canonicalize()? })
     }
 
     /// That there are tests of these names: one that does not exist would pass.
@@ -271,7 +288,7 @@ impl LivePrograms {
 }
 
 /// The executable in cargo's messages: one JSON object a line.
-pub(crate) fn built_program(messages: &str, name: &str) -> Option<PathBuf> {
+fn built_program(messages: &str, name: &str) -> Option<PathBuf> {
     // The programs of a package are built with its tests.
     let named = format!(r#""name":"{name}""#);
     let mut lines = messages.lines().filter(|line| line.contains(&named));

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::Write,
     net::TcpStream,
+    path::Path,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -252,25 +253,31 @@ fn an_agent_that_cannot_begin_stays_where_it_is_told_to() {
             (answer.status == status).then_some(answer.text)
         })
     };
-    for (text, arguments, reason) in [
-        ("select:\n  inclde: []\n", &[][..], "did you mean `include`?"),
-        (&right, &refuse, "bytes cannot be seen on this kernel"),
+    let bare = ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"", "sh"];
+    for (text, before, arguments, reason) in [
+        ("select:\n  inclde: []\n", &[][..], &[][..], "did you mean `include`?"),
+        (&right, &[], &refuse, "bytes cannot be seen on this kernel"),
+        (&right, &bare, &[], "BTF"),
         (
             "select: { include: [ { namespace: a } ] }\nkubernetes: { enabled: off }\n",
+            &[],
             &[],
             "kubernetes.enabled is off",
         ),
     ] {
         fs::write(&file, text).expect("the file");
-        let mut command = Command::new(program("tracer"));
-        command.arg("run").arg("--config").arg(&file).args(["--stay", &address]).args(arguments);
+        let tracer = program("tracer");
+        let words = before.iter().map(Path::new).chain([tracer.as_path()]).collect::<Vec<_>>();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg("run").arg("--config").arg(&file).args(["--stay", &address]);
+        command.args(arguments);
         let mut agent = Process::start(command.stdin(Stdio::null()).stderr(Stdio::piped()));
         let errors = Errors::of(&mut agent);
         let answer = said("it to say why", 503);
         assert!(answer.contains(reason), "{answer}");
         assert_eq!(ask(&address, "GET", "/healthz", "").status, 200);
         assert!(errors.said().contains(reason), "{}", errors.said());
-        if arguments.is_empty() {
+        if arguments.is_empty() && before.is_empty() {
             fs::write(&file, &right).expect("the file");
             assert_eq!(said("it to begin", 200), "ready\n");
             agent.signal(Signal::TERM);

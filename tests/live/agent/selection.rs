@@ -8,7 +8,7 @@ use tracer_tests::{
 };
 
 use super::{Client, moods, port};
-use crate::selection::Cgroup;
+use crate::selection::{Cgroup, Container};
 
 const SERVER: &str = "http_server_request_duration_seconds";
 const CLIENT: &str = "http_client_request_duration_seconds";
@@ -50,6 +50,38 @@ fn start(folder: &Folder, select: &str) -> Agent {
 fn copy(program: &str, to: &Path) {
     fs::copy(fs::canonicalize(program).expect("the program"), to).expect("a copy");
     run(Command::new("chmod").arg("755").arg(to));
+}
+
+/// No API is asked; the folder of one that comes later is chosen before its first process.
+#[test]
+fn containers_are_chosen_as_they_come() {
+    let folder = Folder::new("agent-containers");
+    let server = Server::nginx_with(&folder, "location / { return 200 ok; }");
+    let agent = start(&folder, "  include: [ { container: web-* } ]\n  exclude: [ { container: web-not } ]");
+    // Those of the rules, whichever of the two it is.
+    let chosen = |count: f64| {
+        agent.wait_metrics("the containers", |metrics| {
+            metrics.sum("tracer_table_entries", &[("table", "cgroups")]) == count
+        });
+    };
+    chosen(0.0);
+    let get = |container: &Container, path: &str| {
+        let url = format!("http://{}/{path}", server.address);
+        run(&mut container.group.command(&["curl", "-s", "-o", "/dev/null", &url]));
+    };
+    let mut containers = Vec::new();
+    for (number, name) in ["web-1", "web-not", "web-2"].iter().enumerate() {
+        let container = Container::new(name, 10 + number);
+        chosen(1.0 + number as f64);
+        (0..5).for_each(|_| get(&container, name));
+        containers.push(container);
+    }
+    let other = Container::new("db", 20);
+    get(&other, "db");
+    containers.remove(0);
+    chosen(2.0);
+    assert_eq!(agent.metrics().sum("tracer_bytes_total", &[("bucket", "before selection")]), 0.0);
+    assert_eq!(seen(agent, "CLIENT"), truth(&[("web-1", 5), ("web-2", 5)]));
 }
 
 /// Each kind alone, in five rules at once; of six servers the last meets none.

@@ -47,8 +47,8 @@ pub(crate) struct SelectionArguments {
     #[arg(long = "cgroup", value_name = "PATH")]
     pub(crate) cgroups: Vec<String>,
 
-    /// Processes of this pod, NAME or NAMESPACE/NAME; a pattern in quotes. This and what follows asks the API of
-    /// Kubernetes (KUBECONFIG, ~/.kube/config, or the pod's own account) for the pods of this node (NODE_NAME, or
+    /// Processes of this pod, NAME or NAMESPACE/NAME; a pattern in quotes. This and what follows up to --container
+    /// asks the API of Kubernetes (KUBECONFIG, ~/.kube/config, or the pod's own account) for the pods of this node (NODE_NAME, or
     /// the name of the host)
     #[arg(long = "pod", value_name = "[NS/]NAME|GLOB")]
     pub(crate) pods: Vec<String>,
@@ -61,6 +61,23 @@ pub(crate) struct SelectionArguments {
     #[arg(long = "label", value_name = "KEY[=VALUE]")]
     pub(crate) labels: Vec<String>,
 
+    /// Processes of pods with this annotation; likewise
+    #[arg(long = "annotation", value_name = "KEY[=VALUE]")]
+    pub(crate) annotations: Vec<String>,
+
+    /// Processes of the pods of namespaces with this label; likewise
+    #[arg(long = "namespace-label", value_name = "KEY[=VALUE]")]
+    pub(crate) namespace_labels: Vec<String>,
+
+    /// Processes of the pods of this Deployment, StatefulSet and so on
+    #[arg(long = "workload", value_name = "[KIND/]NAME|GLOB")]
+    pub(crate) workloads: Vec<String>,
+
+    /// Processes in this container: its name as Docker, Podman, containerd or CRI-O have it, or its id from 12 digits
+    /// on. Asks no API by itself; with flags for pods, of these pods
+    #[arg(long = "container", value_name = "NAME|GLOB")]
+    pub(crate) containers: Vec<String>,
+
     /// A command to start and trace, with its children
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
@@ -70,6 +87,9 @@ impl SelectionArguments {
     pub(crate) fn choice(&self) -> Result<Choice, Failure> {
         let mut selection = self.selection()?;
         if !selection.asks_pods() {
+            if selection.asks_containers() {
+                selection.set_pods_told(&[]);
+            }
             return Ok(Choice { selection, watcher: None, told: Vec::new() });
         }
         let mut watcher = Watcher::start(self.options().or_exit(Exit::Usage)?)?;
@@ -84,8 +104,9 @@ impl SelectionArguments {
                 "pods are asked for, and nothing says where the API of Kubernetes is: set KUBECONFIG, or run it in a pod"
             )
         })?;
-        let keys = PodWish::keys(&self.labels);
-        let kept = Kept::new(keys, []).map_err(|error| anyhow!("--label: {error}"))?;
+        let keys = PodWish::keys;
+        let kept = Kept::new(keys(&self.labels), keys(&self.annotations), keys(&self.namespace_labels))
+            .map_err(|error| anyhow!("a key of a label or an annotation: {error}"))?;
         let node = super::variable("NODE_NAME").unwrap_or_else(facts::host_name);
         Ok(kubernetes::Options { place, node, told: Watch::default(), kept, peers: kubernetes::Peers::Node })
     }
@@ -105,15 +126,18 @@ impl SelectionArguments {
             pods: PodWish {
                 namespaces: self.namespaces.clone(),
                 pods: self.pods.clone(),
+                workloads: self.workloads.clone(),
                 labels: self.labels.clone(),
-                ..PodWish::default()
+                annotations: self.annotations.clone(),
+                namespace_labels: self.namespace_labels.clone(),
+                containers: self.containers.clone(),
             },
         };
         let selection = Selection::of(&wish, starts).or_exit(Exit::Usage)?;
         if selection.is_empty() {
             let error = anyhow!(
                 "nothing is selected: name processes with --pid, --command, --exe, --port, --cgroup, \
-                 --pod, --namespace or --label, or a command after --"
+                 --pod, --namespace, --label, --workload, --container, or a command after --"
             );
             return Err(Failure::new(Exit::Usage, error));
         }

@@ -125,6 +125,7 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
     let selected = plan.selected();
     plan.tell_missing();
     let mut session = Session::start(probes, plan.selection, plan.limits, outputs)?;
+    let kept = plan.kubernetes.as_ref().map(|options| options.kept.clone());
     if let Some(options) = plan.kubernetes {
         tracing::info!("kubernetes: the pods of node {} are asked for", options.node);
         session.set_watcher(Watcher::start(options)?, Vec::new())?;
@@ -141,7 +142,7 @@ async fn serve(arguments: &Arguments, text: String, config: Config, plan: Plan) 
     tell_manager(&[NotifyState::Ready]);
     let budget = config.budgets.cpu.map(|cpu| Budget::new(cpu.cores()));
     let mut agent =
-        Agent { config, began: capture::now(), reloads: [0; 2], refused: None, exporters, budget };
+        Agent { config, began: capture::now(), reloads: [0; 2], refused: None, exporters, budget, kept };
     let mut file = File { path: arguments.config.clone(), text, looked: capture::now() };
     loop {
         session.turn()?;
@@ -284,6 +285,7 @@ impl Agent {
         if config.select != self.config.select {
             plan.tell_missing();
             session.set_selection(plan.selection)?;
+            self.ask_for_more(&config, session)?;
         }
         let outputs = &mut session.outputs;
         outputs.filter = plan.filter;
@@ -303,6 +305,20 @@ impl Agent {
             export: Export { print: self.config.export.print, ..config.export },
             ..config
         };
+        Ok(())
+    }
+
+    /// Rules may be about labels and annotations that were not kept until now: all pods are asked for again.
+    fn ask_for_more(&mut self, config: &Config, session: &mut Session) -> Result<(), Failure> {
+        let Some(kept) = &mut self.kept else { return Ok(()) };
+        // What else is said of Kubernetes counts when the agent starts again.
+        let config = Config { kubernetes: self.config.kubernetes.clone(), ..config.clone() };
+        if let Some(options) = plan::watched(&config).or_exit(Exit::Usage)?
+            && !kept.covers(&options.kept)
+        {
+            kept.clone_from(&options.kept);
+            session.set_watcher(Watcher::start(options)?, Vec::new())?;
+        }
         Ok(())
     }
 }

@@ -96,7 +96,7 @@ impl Place {
 
 /// `pod<uid>` of the cgroupfs driver, `…kubepods-burstable-pod<uid>.slice` of that of systemd, where `-` would be
 /// a level of its own.
-fn pod(part: &str) -> Option<Text> {
+pub fn pod(part: &str) -> Option<Text> {
     let uid = match part.strip_suffix(".slice") {
         Some(slice) if slice.contains("kubepods") => slice.rsplit_once("-pod")?.1,
         Some(_) => return None,
@@ -358,6 +358,30 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(Image::of(reference), expected, "{reference}");
+        }
+    }
+
+    #[test]
+    fn folders_of_pods_are_told_from_others() {
+        let uids = [
+            ("pod7f9c0000-0000-4000-8000-000000000001", Some("7f9c0000-0000-4000-8000-000000000001")),
+            (
+                "kubepods-burstable-pod7f9c0000_0000_4000_8000_000000000001.slice",
+                Some("7f9c0000-0000-4000-8000-000000000001"),
+            ),
+            (
+                "kubepods-pod7f9c0000_0000_4000_8000_000000000001.slice",
+                Some("7f9c0000-0000-4000-8000-000000000001"),
+            ),
+            // Of a pod that the kubelet has from a file.
+            ("pod7f9c0000000040008000000000000001", Some("7f9c0000000040008000000000000001")),
+            ("burstable", None),
+            ("kubepods.slice", None),
+            ("mypod7f9c0000000040008000000000000001", None),
+            ("pod7f9c", None),
+        ];
+        for (name, expected) in uids {
+            assert_eq!(pod(name).as_deref(), expected, "{name}");
         }
     }
 }

@@ -31,6 +31,9 @@ pub struct Pod {
     /// Those that are asked for, and those that say what the service is called.
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+    /// Those of its namespace that a rule asks for; absent where none does, and as long as they are not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace_labels: Option<BTreeMap<String, String>>,
     /// From the nearest outwards: a ReplicaSet, then its Deployment; a Job, then its CronJob.
     pub owners: Vec<Owner>,
     pub containers: Vec<Container>,

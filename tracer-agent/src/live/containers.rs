@@ -40,6 +40,16 @@ pub struct Containers {
 }
 
 impl Containers {
+    /// What its runtime calls the container whose folder in the cgroup tree this is, if anything runs in it or not.
+    pub fn name(&mut self, place: &Place, folder: &Path) -> Option<String> {
+        let id = place.id.as_deref()?;
+        let processes = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        let process = processes.lines().find_map(|line| line.parse().ok());
+        let name = |about: &About| about.get(&FactKey::ContainerName).cloned();
+        let by_process = process.and_then(|process| name(&self.of(process, place)));
+        by_process.or_else(|| name(&look_up(&[], id, place.runtime)))
+    }
+
     /// What is known of the container that a process is in.
     pub fn of(&mut self, process: u32, place: &Place) -> Rc<About> {
         let Some(id) = place.id.as_deref() else { return Rc::default() };
@@ -63,6 +73,25 @@ impl Containers {
     }
 }
 
+/// The machine's root: as its first process has it, from within a container, or this one.
+const MACHINE: [&str; 2] = ["/proc/1/root", "/"];
+
+/// In it, where they keep what they tell their lower runtimes.
+const BUNDLES: [&str; 2] =
+    ["run/containerd/io.containerd.runtime.v2.task", "run/k3s/containerd/io.containerd.runtime.v2.task"];
+const STORAGES: [&str; 2] = ["run/containers/storage", "var/lib/containers/storage"];
+
+/// By the bundle, wherever runtimes put it: nothing of the container needs to run.
+fn in_bundles(id: &str) -> About {
+    let tasks = MACHINE.iter().flat_map(|root| BUNDLES.map(|folder| Path::new(root).join(folder)));
+    let namespaces = tasks.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+    let bundles = namespaces.map(|namespace| namespace.path().join(id));
+    let storages = MACHINE.iter().flat_map(|root| STORAGES.map(|folder| Path::new(root).join(folder)));
+    let storages = storages.map(|folder| folder.join("overlay-containers").join(id).join("userdata"));
+    let texts = bundles.chain(storages).filter_map(|folder| read(&folder.join("config.json")));
+    texts.map(|text| bundle(&text)).find(|about| !about.is_empty()).unwrap_or_default()
+}
+
 /// Ids hold no more than digits and dashes: they lead nowhere but to a folder of their name.
 fn look_up(above: &[u32], id: &str, runtime: Option<Runtime>) -> About {
     let mut about = About::new();
@@ -80,6 +109,9 @@ fn look_up(above: &[u32], id: &str, runtime: Option<Runtime>) -> About {
     if about.is_empty() && matches!(runtime, None | Some(Runtime::Podman)) {
         let file = "var/lib/containers/storage/overlay-containers/containers.json";
         about = in_roots(above, file, |text| podman(text, id));
+    }
+    if about.is_empty() && runtime != Some(Runtime::Docker) {
+        about = in_bundles(id);
     }
     about
 }
@@ -123,8 +155,8 @@ fn of_bundle(folder: &Path, id: &str) -> About {
 
 /// The file as the runtime has it, or else the machine.
 fn in_roots(above: &[u32], file: &str, parse: impl Fn(&[u8]) -> About) -> About {
-    let roots = above.iter().copied().chain([1]);
-    let texts = roots.filter_map(|process| read(&PathBuf::from(format!("/proc/{process}/root")).join(file)));
+    let roots = above.iter().map(|process| PathBuf::from(format!("/proc/{process}/root")));
+    let texts = roots.chain(MACHINE.map(PathBuf::from)).filter_map(|root| read(&root.join(file)));
     texts.map(|text| parse(&text)).find(|about| !about.is_empty()).unwrap_or_default()
 }
 

@@ -5,7 +5,10 @@ use std::{fs, path::Path};
 use tracer_common::record::FactKey;
 
 use super::{containers::Containers, discover::Seen};
-use crate::{capture::own, enrich::process::HOST};
+use crate::{
+    capture::own,
+    enrich::{container::Place, process::HOST},
+};
 
 /// Variables of the process's own that name its service; no others are looked at.
 const VARIABLES: [(&str, FactKey); 2] = [
@@ -41,6 +44,14 @@ pub fn of(seen: &Seen, process: u32, now: u64, containers: &mut Containers) -> V
         tell(*key, value);
     }
     facts
+}
+
+/// Of one that is gone: in which pod and container it was is known all the same.
+pub fn of_gone(cgroup: &str, process: u32, now: u64, containers: &mut Containers) -> Vec<Vec<u8>> {
+    let about = containers.of(process, &Place::of(cgroup));
+    let about = about.iter().map(|(key, value)| (*key, value.as_str()));
+    let told = [(FactKey::Cgroup, cgroup)].into_iter().chain(about);
+    told.map(|(key, value)| own::fact(now, process, key, value)).collect()
 }
 
 /// Records of the ports that a process listens on: the side of an old connection can hang on them.

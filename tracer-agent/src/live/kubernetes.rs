@@ -23,7 +23,7 @@ pub use self::{
     pods::{Kept, OPT},
 };
 use self::{
-    api::{Api, PODS, Resource, SERVICES, SLICES},
+    api::{Api, NAMESPACES, PODS, Resource, SERVICES, SLICES},
     feed::{Event, Feed},
     owners::Owners,
     room::{News, Room},
@@ -71,6 +71,8 @@ pub struct State {
     pub over: u64,
     /// Owners that are being looked up.
     pub pending: u64,
+    /// Pods that are not told yet, or not all of them.
+    pub waiting: u64,
     /// Addresses whose changes are told.
     pub asked: u64,
     /// About what is held of peers takes.
@@ -138,15 +140,20 @@ impl Watcher {
             while let Some(object) = self.poll() {
                 told.push(object);
             }
-            let pods = state.hearing.into_iter().find(|hearing| hearing.what == "pods");
-            if pods.as_ref().is_some_and(|pods| pods.heard) && state.pending == 0 {
+            let asked = |hearing: &&Hearing| matches!(hearing.what, "pods" | "namespaces");
+            let asked: Vec<&Hearing> = state.hearing.iter().filter(asked).collect();
+            if !asked.is_empty()
+                && asked.iter().all(|hearing| hearing.heard)
+                && state.pending + state.waiting == 0
+            {
                 return Ok(told);
             }
+            let silent = asked.into_iter().find(|hearing| !hearing.heard);
             #[allow(clippy::disallowed_methods, reason = "a bound for a wait, of which nothing else depends")]
             let over = Instant::now() >= until;
-            match pods.and_then(|pods| Some((pods.denied, pods.error?))) {
-                Some((denied, error)) if denied || over => {
-                    bail!("Kubernetes does not tell its pods: {error}")
+            match silent.and_then(|silent| Some((silent.what, silent.denied, silent.error.as_ref()?))) {
+                Some((what, denied, error)) if denied || over => {
+                    bail!("Kubernetes does not tell its {what}: {error}")
                 }
                 _ if over => bail!("Kubernetes did not tell its pods within {} s", most.as_secs()),
                 _ => std::thread::sleep(STEP),
@@ -158,6 +165,13 @@ impl Watcher {
     /// the question yet.
     pub fn ask(&self, address: IpAddr) -> bool {
         self.asks.try_send(address).is_ok()
+    }
+
+    /// All pods of the node were told once, or wait to be polled.
+    pub fn has_told_pods(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_done = state.pending == 0 && state.waiting == 0;
+        is_done && state.hearing.iter().any(|hearing| hearing.what == "pods" && hearing.heard)
     }
 
     pub fn has_room(&self) -> bool {
@@ -187,6 +201,10 @@ async fn watch(
     let mut feeds = vec!["pods"];
     // A `=` that belongs to the selector.
     start(&api, &news, PODS, format!("&fieldSelector=spec.nodeName%3D{node}"), News::Pods);
+    if options.kept.asks_namespaces() {
+        feeds.push("namespaces");
+        start(&api, &news, NAMESPACES, String::new(), News::Namespaces);
+    }
     if options.peers != Peers::None {
         feeds.push("services");
         start(&api, &news, SERVICES, String::new(), News::Services);

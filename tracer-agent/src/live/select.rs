@@ -54,7 +54,7 @@ pub struct Rule {
     /// Those that are there, of those that were named.
     cgroups: Vec<Cgroup>,
     asks_cgroup: bool,
-    /// In pods alone, of which these are there.
+    /// In pods or containers alone, of which these are there.
     pods: Option<PodRule>,
     of_pods: Vec<Cgroup>,
     /// Those that exact paths of executables lead to.
@@ -281,7 +281,16 @@ impl Selection {
 
     /// Whether any rule is about pods.
     pub fn asks_pods(&self) -> bool {
-        self.rules.iter().any(|rule| rule.pods.is_some())
+        self.pod_rules().any(|rule| rule.wish().asks_pods())
+    }
+
+    /// Whether any rule names containers.
+    pub fn asks_containers(&self) -> bool {
+        self.pod_rules().any(|rule| !rule.wish().containers.is_empty())
+    }
+
+    fn pod_rules(&self) -> impl Iterator<Item = &PodRule> {
+        self.rules.iter().filter_map(|rule| rule.pods.as_ref())
     }
 
     /// The pods that were told of until now.
@@ -290,7 +299,7 @@ impl Selection {
         for object in told {
             pods.handle(object);
         }
-        pods.look(1);
+        pods.look(1, self.asks_containers());
         self.set_pods(&pods);
     }
 
@@ -298,7 +307,7 @@ impl Selection {
     pub(super) fn set_pods(&mut self, pods: &Pods) {
         for rule in &mut self.rules {
             let Some(asked) = &rule.pods else { continue };
-            let mut found = pods.cgroups(asked);
+            let mut found = pods.cgroups(asked, rule.excludes);
             if !rule.cgroups.is_empty() {
                 found
                     .retain(|found| rule.cgroups.iter().any(|named| found.folder.starts_with(&named.folder)));

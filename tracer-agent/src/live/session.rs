@@ -215,6 +215,7 @@ impl Session {
     /// What it says of pods enters from here on, after what it has told already.
     pub fn set_watcher(&mut self, watcher: Watcher, told: Vec<Object>) -> Result<()> {
         self.watcher = Some(watcher);
+        self.pods.doubt();
         for object in told {
             self.pods.handle(&object);
             self.handle(&own::object(clock::monotonic(), &object))?;
@@ -380,14 +381,23 @@ impl Session {
     /// Takes what is told of pods, and asks who is behind addresses.
     fn hear(&mut self) -> Result<usize> {
         let (mut heard, mut changed) = (0, false);
+        // Who is not told of until this one knows all is gone.
+        let all_told = self.pods.is_in_doubt() && self.watcher.as_ref().is_some_and(Watcher::has_told_pods);
         while heard < OBJECTS {
             let Some(object) = self.watcher.as_mut().and_then(Watcher::poll) else { break };
             heard += 1;
             changed |= self.pods.handle(&object);
             self.handle(&own::object(clock::monotonic(), &object))?;
         }
-        if self.selection.asks_pods() {
-            changed |= self.pods.look(clock::monotonic());
+        if all_told && heard < OBJECTS {
+            for gone in self.pods.end_doubt() {
+                changed |= self.pods.handle(&gone);
+                self.handle(&own::object(clock::monotonic(), &gone))?;
+            }
+        }
+        let containers = self.selection.asks_containers();
+        if containers || self.selection.asks_pods() {
+            changed |= self.pods.look(clock::monotonic(), containers);
             if changed {
                 self.follow_pods()?;
             }
@@ -558,8 +568,9 @@ impl Session {
                     self.handle(&fact)?;
                 }
             } else if let Some(cgroup) = self.pods.cgroup(news.cgroup) {
-                // It is gone already: in which pod it was is known all the same.
-                self.handle(&own::fact(now, process, FactKey::Cgroup, &cgroup))?;
+                for fact in facts::of_gone(&cgroup, process, now, &mut self.containers) {
+                    self.handle(&fact)?;
+                }
             }
         }
         Ok(read)

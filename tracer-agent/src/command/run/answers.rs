@@ -18,6 +18,7 @@ use tracer_agent::{
     live::{
         clock,
         discover::Seen,
+        kubernetes::Kept,
         serve::{Answer, Question},
         session::Session,
     },
@@ -37,6 +38,8 @@ pub(super) struct Agent {
     pub(super) refused: Option<String>,
     pub(super) exporters: Exporters,
     pub(super) budget: Option<Budget>,
+    /// What is kept of pods' labels and annotations, where they are asked for.
+    pub(super) kept: Option<Kept>,
 }
 
 impl Agent {

@@ -143,7 +143,10 @@ impl Plan {
             if include.iter().any(|wish| !wish.pods.is_empty()) {
                 include.push(says_of_itself("true"));
             }
-            exclude.push(says_of_itself("false"));
+            let unwilling = says_of_itself("false");
+            if !exclude.contains(&unwilling) {
+                exclude.push(unwilling);
+            }
         }
         let mut selection = Selection::new(&include, &exclude)?;
         if selection.asks_pods() && !is_asked(&config.kubernetes) {
@@ -199,7 +202,7 @@ fn is_asked(said: &Kubernetes) -> bool {
 }
 
 /// None where there is no Kubernetes, or nobody wants to hear of it.
-fn watched(config: &Config) -> Result<Option<kubernetes::Options>> {
+pub(super) fn watched(config: &Config) -> Result<Option<kubernetes::Options>> {
     let said = &config.kubernetes;
     if !is_asked(said) {
         return Ok(None);
@@ -233,7 +236,9 @@ fn watched(config: &Config) -> Result<Option<kubernetes::Options>> {
         .iter()
         .map(String::as_str)
         .chain(wishes.iter().flat_map(|wish| PodWish::keys(&wish.annotations)));
-    let kept = Kept::new(labels, annotations).map_err(|error| anyhow!("kubernetes: {error}"))?;
+    let namespace_labels = wishes.iter().flat_map(|wish| PodWish::keys(&wish.namespace_labels));
+    let kept =
+        Kept::new(labels, annotations, namespace_labels).map_err(|error| anyhow!("kubernetes: {error}"))?;
     let node = said.node.clone().or_else(|| variable("NODE_NAME")).unwrap_or_else(facts::host_name);
     Ok(Some(kubernetes::Options {
         place,
@@ -263,6 +268,7 @@ fn wish(rule: &Rule) -> Wish {
             workloads: texts(&rule.workload),
             labels: texts(&rule.label),
             annotations: texts(&rule.annotation),
+            namespace_labels: texts(&rule.namespace_label),
             containers: texts(&rule.container),
         },
     }

@@ -45,6 +45,7 @@ pub(super) struct Resource {
 }
 
 pub(super) const PODS: Resource = Resource { name: "pods", group: "/api/v1" };
+pub(super) const NAMESPACES: Resource = Resource { name: "namespaces", group: "/api/v1" };
 pub(super) const SERVICES: Resource = Resource { name: "services", group: "/api/v1" };
 pub(super) const SLICES: Resource = Resource { name: "endpointslices", group: "/apis/discovery.k8s.io/v1" };
 pub(super) const REPLICA_SETS: Resource = Resource { name: "replicasets", group: "/apis/apps/v1" };

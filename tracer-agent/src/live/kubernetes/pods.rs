@@ -25,7 +25,7 @@ const USUAL_LABELS: [&str; 3] =
     ["app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/version"];
 const USUAL_PREFIX: &str = "resource.opentelemetry.io/";
 
-/// A pod waits so long for its owner's owner before it is told without.
+/// A pod waits so long for its owner's owner, and for its namespace, before it is told without.
 const OWNER: Duration = Duration::from_secs(1);
 
 /// No node has more.
@@ -37,8 +37,11 @@ const VALUE_MAX: usize = 4096;
 /// What is kept of labels and annotations besides.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
+    asked: [Vec<String>; 3],
     labels: Vec<GlobMatcher>,
     annotations: Vec<GlobMatcher>,
+    /// Of namespaces, which are not asked for where these are none.
+    namespace_labels: Vec<GlobMatcher>,
 }
 
 impl Kept {
@@ -46,11 +49,28 @@ impl Kept {
     pub fn new<'a>(
         labels: impl IntoIterator<Item = &'a str>,
         annotations: impl IntoIterator<Item = &'a str>,
+        namespace_labels: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self, String> {
-        Ok(Self {
-            labels: labels.into_iter().map(filter::glob).collect::<Result<_, _>>()?,
-            annotations: annotations.into_iter().map(filter::glob).collect::<Result<_, _>>()?,
-        })
+        let texts = |all: &mut dyn Iterator<Item = &'a str>| all.map(str::to_owned).collect::<Vec<_>>();
+        let asked = [
+            texts(&mut labels.into_iter()),
+            texts(&mut annotations.into_iter()),
+            texts(&mut namespace_labels.into_iter()),
+        ];
+        let globs = |texts: &[String]| texts.iter().map(|text| filter::glob(text)).collect::<Result<_, _>>();
+        let [labels, annotations, namespace_labels] =
+            [globs(&asked[0])?, globs(&asked[1])?, globs(&asked[2])?];
+        Ok(Self { asked, labels, annotations, namespace_labels })
+    }
+
+    /// Whether all is kept that the other keeps.
+    pub fn covers(&self, other: &Self) -> bool {
+        let pairs = self.asked.iter().zip(&other.asked);
+        pairs.into_iter().all(|(own, others)| others.iter().all(|text| own.contains(text)))
+    }
+
+    pub(super) fn asks_namespaces(&self) -> bool {
+        !self.namespace_labels.is_empty()
     }
 
     fn labels(&self, all: BTreeMap<String, String>) -> BTreeMap<String, String> {
@@ -59,6 +79,10 @@ impl Kept {
 
     fn annotations(&self, all: BTreeMap<String, String>) -> BTreeMap<String, String> {
         keep(all, |name| is_kept(name, &self.annotations))
+    }
+
+    fn namespace_labels(&self, all: BTreeMap<String, String>) -> BTreeMap<String, String> {
+        keep(all, |name| self.namespace_labels.iter().any(|glob| glob.is_match(name)))
     }
 }
 
@@ -85,7 +109,11 @@ pub(super) struct Pods {
     held: BTreeMap<String, Held>,
     /// Of the list that goes on, or the last one.
     list: u32,
-    /// Those whose owner's owner is not known.
+    /// Labels by namespace, where somebody asks for them.
+    namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    /// Those that the list which goes on has not named yet.
+    unlisted: BTreeSet<String>,
+    /// Those whose owner's owner is not known, or whose namespace.
     waiting: BTreeSet<String>,
     /// Those that did not fit.
     pub(super) over: u64,
@@ -102,7 +130,15 @@ struct Held {
 
 impl Pods {
     pub(super) fn new(kept: Kept) -> Self {
-        Self { kept, held: BTreeMap::new(), list: 0, waiting: BTreeSet::new(), over: 0 }
+        Self {
+            kept,
+            held: BTreeMap::new(),
+            list: 0,
+            namespaces: BTreeMap::new(),
+            unlisted: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            over: 0,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -152,36 +188,73 @@ impl Pods {
         pod.into_iter().chain([Object::Gone { uid: uid.to_owned() }]).collect()
     }
 
+    pub(super) fn begin_namespaces(&mut self) {
+        self.unlisted = self.namespaces.keys().cloned().collect();
+    }
+
+    /// Those that are still there have been told.
+    pub(super) fn end_namespaces(&mut self) {
+        for gone in std::mem::take(&mut self.unlisted) {
+            self.namespaces.remove(&gone);
+        }
+    }
+
+    /// Returns what is to be told.
+    pub(super) fn is_namespace(&mut self, namespace: slim::Meta, owners: &mut Owners) -> Vec<Object> {
+        self.unlisted.remove(&namespace.name);
+        let labels = self.kept.namespace_labels(namespace.labels);
+        if self.namespaces.get(&namespace.name) == Some(&labels) {
+            return Vec::new();
+        }
+        let inside = self.held.iter().filter(|(_, held)| held.now.namespace == namespace.name);
+        let inside: Vec<String> = inside.map(|(uid, _)| uid.clone()).collect();
+        self.namespaces.insert(namespace.name, labels);
+        inside.iter().filter_map(|uid| self.tell(uid, owners)).collect()
+    }
+
+    /// Nothing is left in one that is gone: its pods went before.
+    pub(super) fn remove_namespace(&mut self, name: &str) {
+        self.namespaces.remove(name);
+    }
+
     /// Those that have waited for long enough, or whose owner's owner is known by now.
     pub(super) fn tell_waiting(&mut self, owners: &mut Owners) -> Vec<Object> {
         let waiting: Vec<String> = self.waiting.iter().cloned().collect();
         waiting.iter().filter_map(|uid| self.tell(uid, owners)).collect()
     }
 
-    pub(super) fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     fn tell(&mut self, uid: &str, owners: &mut Owners) -> Option<Object> {
         let held = self.held.get_mut(uid)?;
         let mut pod = held.now.clone();
-        let known = held.made.as_ref().map_or(Known::Is(None), |made| owners.of(made));
-        match known {
-            Known::Is(owner) => {
-                pod.owners.extend(owner);
-                self.waiting.remove(uid);
-            }
+        let mut waits = false;
+        match held.made.as_ref().map_or(Known::Is(None), |made| owners.of(made)) {
+            Known::Is(owner) => pod.owners.extend(owner),
             Known::NotYet => {
-                self.waiting.insert(uid.to_owned());
-                if held.told.is_none() && held.since.elapsed() < OWNER {
-                    return None;
-                }
+                waits = true;
                 // What was known stays until it is known anew.
                 let before = held.told.as_ref().filter(|told| told.owners.first() == pod.owners.first());
                 if let Some(before) = before {
                     pod.owners.clone_from(&before.owners);
                 }
             }
+        }
+        let is_new = held.told.is_none() && held.since.elapsed() < OWNER;
+        if self.kept.asks_namespaces() {
+            pod.namespace_labels = self.namespaces.get(&pod.namespace).cloned();
+            // Later it is told anew when the namespace is.
+            waits |= pod.namespace_labels.is_none() && is_new;
+        }
+        if waits {
+            self.waiting.insert(uid.to_owned());
+        } else {
+            self.waiting.remove(uid);
+        }
+        if waits && is_new {
+            return None;
         }
         if held.told.as_ref() == Some(&pod) {
             return None;
@@ -200,6 +273,7 @@ impl Pods {
             annotations: self.kept.annotations(pod.metadata.annotations),
             uid: pod.metadata.uid,
             namespace: pod.metadata.namespace,
+            namespace_labels: None,
             name: pod.metadata.name,
             node: pod.spec.node_name,
         }

@@ -40,6 +40,7 @@ const ASKED_MAX: usize = 8192;
 /// What comes into the room.
 pub(super) enum News {
     Pods(Event<slim::Pod>),
+    Namespaces(Event<slim::Partial>),
     FarPods(Event<slim::FarPod>),
     Services(Event<slim::Service>),
     Slices(Event<slim::Slice>),
@@ -130,7 +131,7 @@ impl Room {
             if handled.is_err() {
                 return;
             }
-            if self.pods.is_waiting() || self.waits {
+            if self.pods.waiting() > 0 || self.waits {
                 next = next.min(tokio::time::Instant::now() + TICK);
             }
         }
@@ -139,6 +140,20 @@ impl Room {
     async fn handle(&mut self, news: News) -> Result<(), Deaf> {
         match news {
             News::Pods(event) => self.handle_pods(event).await,
+            News::Namespaces(event) => {
+                match self.heard("namespaces", event) {
+                    Heard::Begins => self.pods.begin_namespaces(),
+                    Heard::Is(namespace) => {
+                        for object in self.pods.is_namespace(namespace.metadata, &mut self.owners) {
+                            self.tell(object).await?;
+                        }
+                    }
+                    Heard::Gone(namespace) => self.pods.remove_namespace(&namespace.metadata.name),
+                    Heard::Listed => self.pods.end_namespaces(),
+                    Heard::Else => {}
+                }
+                self.tell_hearing().await
+            }
             News::FarPods(event) => {
                 let touched = match self.heard("cluster pods", event) {
                     Heard::Begins => return self.begin(Kind::Pods),
@@ -293,7 +308,7 @@ impl Room {
     }
 
     async fn handle_tick(&mut self) -> Result<(), Deaf> {
-        if self.pods.is_waiting() {
+        if self.pods.waiting() > 0 {
             for object in self.pods.tell_waiting(&mut self.owners) {
                 self.tell(object).await?;
             }
@@ -339,7 +354,12 @@ impl Room {
 
     /// All has been listed once from which addresses are told.
     fn is_indexed(&self) -> bool {
-        self.mode != Peers::None && self.feeds.values().all(|feed| feed.listed)
+        self.mode != Peers::None && self.of_peers().all(|feed| feed.listed)
+    }
+
+    /// What tells of addresses.
+    fn of_peers(&self) -> impl Iterator<Item = &Listening> {
+        self.feeds.iter().filter(|(name, _)| **name != "namespaces").map(|(_, feed)| feed)
     }
 
     /// Whether the API is heard, where that is news: an interruption is none until it has lasted.
@@ -349,13 +369,13 @@ impl Room {
             false => feed.since.elapsed() < PATIENCE,
         };
         let pods = self.feeds.get("pods").is_some_and(is_heard);
-        let peers = self.mode != Peers::None && self.feeds.values().all(is_heard);
+        let peers = self.mode != Peers::None && self.of_peers().all(is_heard);
         // Once it is known to be away it takes more than a moment's hope.
         let back = |told: bool, now: bool, sure: bool| if told { now } else { now && sure };
         let is_sure = |feed: &Listening| feed.listed && feed.lost.is_none();
         let watch = Watch {
             pods: back(self.told.pods, pods, self.feeds.get("pods").is_some_and(is_sure)),
-            peers: back(self.told.peers, peers, self.feeds.values().all(is_sure)),
+            peers: back(self.told.peers, peers, self.of_peers().all(is_sure)),
             ..self.told.clone()
         };
         if watch != self.told {
@@ -390,6 +410,7 @@ impl Room {
         state.objects = objects;
         state.over = self.pods.over;
         state.pending = self.owners.pending as u64;
+        state.waiting = self.pods.waiting() as u64;
         state.asked = self.asked.len() as u64;
         state.told = self.told.clone();
         state.bytes = size.unwrap_or(state.bytes);

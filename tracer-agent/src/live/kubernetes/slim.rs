@@ -43,7 +43,7 @@ pub(super) struct OwnerReference {
     pub(super) controller: bool,
 }
 
-/// Of a ReplicaSet or a Job only this is asked for.
+/// Of a ReplicaSet, a Job or a namespace only this counts.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Partial {
@@ -213,7 +213,7 @@ macro_rules! watched {
     )* };
 }
 
-watched!(Pod, FarPod, Service, Slice);
+watched!(Pod, FarPod, Service, Slice, Partial);
 
 /// A page of a list.
 #[derive(Debug, Deserialize)]
