@@ -12,7 +12,7 @@ use rustix::event::{Timespec, epoll};
 
 use tracer_common::{
     config::{Counter, Met, Selected, condition, surviving_exec},
-    record::{FactKey, Process},
+    record::Process,
 };
 use zerocopy::IntoBytes;
 
