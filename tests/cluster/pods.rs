@@ -42,18 +42,13 @@ fn pods_of_one_image_and_one_on_the_nodes_network_are_told_apart() {
     assert_eq!(assert_parents(&spans).requests, [expected / 2, 0]);
 }
 
-/// The first request of a pod is captured, whenever it comes.
-#[test]
-fn a_pod_that_lives_for_a_moment_is_told_with_its_names() {
-    let installed = Installed::as_shipped();
-    let shop = Shop::new();
-    let store = shop.service("store");
-    shop.deploy("store", 1, &[]);
+/// Twelve that make one request each, which are over when this returns.
+fn brief_pods(shop: &Shop, store: &str) -> Vec<String> {
     let names: Vec<String> = (0..12).map(|number| format!("brief-{number}")).collect();
     for (number, name) in names.iter().enumerate() {
         // After a quarter of a second, or at once.
         let after = if number % 2 == 0 { "250" } else { "1" };
-        let call = ["--next", &store, "--cron", after, "--calls", "1", "--once", "--name", name];
+        let call = ["--next", store, "--cron", after, "--calls", "1", "--once", "--name", name];
         shop.pod(name, &call, |pod| {
             pod["spec"]["restartPolicy"] = json!("Never");
             pod["spec"]["containers"][0].as_object_mut().expect("one").remove("readinessProbe");
@@ -70,12 +65,39 @@ fn a_pod_that_lives_for_a_moment_is_told_with_its_names() {
             "--timeout=60s",
         ]);
     }
+    names
+}
+
+/// The first request of a pod is captured, whenever it comes.
+#[test]
+fn a_pod_that_lives_for_a_moment_is_told_with_its_names() {
+    let installed = Installed::as_shipped();
+    let shop = Shop::new();
+    let store = shop.service("store");
+    shop.deploy("store", 1, &[]);
+    let names = brief_pods(&shop, &store);
     let apps: Vec<&str> = names.iter().map(String::as_str).chain(["store"]).collect();
     let truth = logged(&shop, &apps);
     assert_eq!(truth.values().sum::<usize>(), 2 * names.len());
     let spans = installed.finish(2 * names.len());
     println!("{} exchanges of {} pods of a moment", assert_told(&spans, &truth), names.len());
     assert_eq!(assert_parents(&spans).requests, [names.len(), 0]);
+}
+
+/// By what the container runtime says of it, before the API has told its id.
+#[test]
+fn a_container_is_chosen_by_its_name_before_its_first_process() {
+    let installed = Installed::with(|config| config.replace("namespace: \"*\"", "container: brief-*"), "");
+    installed.wait_ready();
+    let shop = Shop::new();
+    let store = shop.service("store");
+    shop.deploy("store", 1, &[]);
+    let names = brief_pods(&shop, &store);
+    let apps: Vec<&str> = names.iter().map(String::as_str).collect();
+    let truth = logged(&shop, &apps);
+    assert_eq!(truth.values().sum::<usize>(), names.len());
+    let spans = installed.finish(names.len());
+    println!("{} exchanges of {} containers", assert_told(&spans, &truth), names.len());
 }
 
 #[test]

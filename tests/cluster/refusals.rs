@@ -38,6 +38,16 @@ fn a_missing_capability_is_said() {
     assert_stays(&installed, "CAP_BPF");
 }
 
+/// An empty folder lies over the kernel's type information.
+#[test]
+fn a_kernel_without_type_information_is_said() {
+    let patch = "- op: add\n  path: /spec/template/spec/volumes/-\n  value: { name: nothing, emptyDir: {} }\n\
+                 - op: add\n  path: /spec/template/spec/containers/0/volumeMounts/-\n  \
+                 value: { name: nothing, mountPath: /sys/kernel/btf }";
+    let installed = Installed::with(|config| config, patch);
+    assert_stays(&installed, "BTF");
+}
+
 #[test]
 fn a_selection_that_matches_nothing_is_said() {
     let installed =

@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tracer_tests::{
     agent::{Agent, Way},
-    process::{Server, client, run, wait_for},
+    process::{Server, Tracer, client, run, wait_for},
 };
 
 use super::{
@@ -123,6 +123,46 @@ fn each_kind_of_rule_chooses_and_excludes() {
     });
     assert!(!web.is_traced(&agent) && !db.is_traced(&agent));
     agent.finish();
+}
+
+/// As the rules, on the command line. A pod that does not want to be traced has to be named.
+#[test]
+fn flags_choose_pods_too() {
+    let cluster = Cluster::new();
+    let metadata = json!({"labels": {"app": "web"}, "annotations": {"example.com/team": "a"},
+        "ownerReferences": owner("site")});
+    let web = Inhabited::new(&cluster, "web", 8, metadata);
+    let metadata = json!({"labels": {"app": "db"}, "annotations": {"tracer.dev/trace": "false"}});
+    let unwilling = Inhabited::new(&cluster, "unwilling", 9, metadata);
+    let namespace = cluster.namespace.as_str();
+    let qualified = format!("{namespace}/web");
+    let label = format!("kubernetes.io/metadata.name={namespace}");
+    let variables =
+        [("KUBECONFIG", cluster.kubeconfig.display().to_string()), ("NODE_NAME", cluster.node.clone())];
+    let cases: [(&[&str], &[&str]); 9] = [
+        (&["--namespace", namespace], &["web"]),
+        (&["--pod", "web"], &["web"]),
+        (&["--pod", &qualified], &["web"]),
+        (&["--label", "app"], &["web"]),
+        (&["--annotation", "example.com/team=a"], &["web"]),
+        (&["--workload", "rollout/site"], &["web"]),
+        (&["--namespace-label", &label], &["web"]),
+        (&["--namespace", namespace, "--container", "web-main"], &["web"]),
+        (&["--pod", "unwilling", "--pod", "web"], &["unwilling", "web"]),
+    ];
+    for (arguments, expected) in cases {
+        let tracer = Tracer::start_with("trace", arguments, &variables);
+        for server in [&web, &unwilling] {
+            client(&server.server.address, "keep-alive", 4, 0, "ok");
+        }
+        let traced = tracer.finish();
+        traced.assert_complete();
+        let names = traced.spans.iter().filter_map(|span| span["resource"]["k8s.pod.name"].as_str());
+        let names = tracer_tests::process::count(names.map(str::to_owned));
+        let expected = expected.iter().map(|name| ((*name).to_owned(), 4)).collect();
+        assert_eq!(names, expected, "{arguments:?}");
+        assert!(traced.spans.iter().all(|span| span["kind"] == "SERVER"), "{arguments:?}");
+    }
 }
 
 /// Labels and annotations are kept that a rule asks for: one that comes later asks for others, and of a pod that goes

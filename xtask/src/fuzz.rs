@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Replays the corpora, which is what CI does.
 pub(crate) fn replay(toolchain: &Toolchain) -> Result<()> {
-    shell::run(cargo(toolchain).args(["test", "--release", "--locked", "--lib"]))
+    shell::run(cargo(toolchain).args(["test", "--locked", "--lib"]))
 }
 
 /// In the fuzzer's workspace, with a folder of its own for what it builds.

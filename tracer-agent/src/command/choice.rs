@@ -53,7 +53,8 @@ pub(crate) struct SelectionArguments {
     #[arg(long = "pod", value_name = "[NS/]NAME|GLOB")]
     pub(crate) pods: Vec<String>,
 
-    /// Processes of the pods of this namespace
+    /// Processes of the pods of this namespace, but for those with the annotation tracer.dev/trace: "false"; so it is
+    /// with all that follows
     #[arg(long = "namespace", value_name = "NS|GLOB")]
     pub(crate) namespaces: Vec<String>,
 

@@ -37,6 +37,8 @@ type About = BTreeMap<FactKey, String>;
 pub struct Containers {
     known: BTreeMap<String, Rc<About>>,
     order: VecDeque<String>,
+    /// Roots of the machine, as found last.
+    machine: Vec<PathBuf>,
 }
 
 impl Containers {
@@ -47,7 +49,7 @@ impl Containers {
         let process = processes.lines().find_map(|line| line.parse().ok());
         let name = |about: &About| about.get(&FactKey::ContainerName).cloned();
         let by_process = process.and_then(|process| name(&self.of(process, place)));
-        by_process.or_else(|| name(&look_up(&[], id, place.runtime)))
+        by_process.or_else(|| name(&look_up(&[], self.machine(), id, place.runtime)))
     }
 
     /// What is known of the container that a process is in.
@@ -57,7 +59,7 @@ impl Containers {
             return known.clone();
         }
         let above = above(process, id);
-        let about = Rc::new(look_up(&above, id, place.runtime));
+        let about = Rc::new(look_up(&above, self.machine(), id, place.runtime));
         if above.is_empty() && about.is_empty() {
             // The process is gone: the next one of the container may show more.
             return about;
@@ -71,29 +73,55 @@ impl Containers {
         self.known.insert(id.to_owned(), about.clone());
         about
     }
+
+    /// From within a container the machine's root is that of its first process, or of a runtime's own one where
+    /// nobody may look at the first; else it is this one's.
+    fn machine(&mut self) -> &[PathBuf] {
+        let is_there = |root: &PathBuf| root.join("proc").is_dir();
+        if self.machine.len() < 2 || !self.machine.iter().all(is_there) {
+            let of_process = |process| PathBuf::from(format!("/proc/{process}/root"));
+            let mut roots = vec![of_process(1)];
+            if !is_there(&roots[0]) {
+                let all = discover::all().unwrap_or_default();
+                roots = all.into_iter().filter(|process| is_runtime(*process)).map(of_process).collect();
+                roots.retain(is_there);
+                roots.truncate(1);
+            }
+            roots.push(PathBuf::from("/"));
+            self.machine = roots;
+        }
+        &self.machine
+    }
 }
 
-/// The machine's root: as its first process has it, from within a container, or this one.
-const MACHINE: [&str; 2] = ["/proc/1/root", "/"];
+/// Processes that run in the machine's own root.
+const RUNTIMES: [&str; 4] = ["containerd", "dockerd", "crio", "kubelet"];
 
-/// In it, where they keep what they tell their lower runtimes.
+fn is_runtime(process: u32) -> bool {
+    fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| RUNTIMES.contains(&name.trim_end()))
+}
+
+/// In the machine's root, where they keep what they tell their lower runtimes.
 const BUNDLES: [&str; 2] =
     ["run/containerd/io.containerd.runtime.v2.task", "run/k3s/containerd/io.containerd.runtime.v2.task"];
 const STORAGES: [&str; 2] = ["run/containers/storage", "var/lib/containers/storage"];
 
 /// By the bundle, wherever runtimes put it: nothing of the container needs to run.
-fn in_bundles(id: &str) -> About {
-    let tasks = MACHINE.iter().flat_map(|root| BUNDLES.map(|folder| Path::new(root).join(folder)));
+fn in_bundles(machine: &[PathBuf], id: &str) -> About {
+    let tasks = machine.iter().flat_map(|root| BUNDLES.map(|folder| root.join(folder)));
     let namespaces = tasks.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
     let bundles = namespaces.map(|namespace| namespace.path().join(id));
-    let storages = MACHINE.iter().flat_map(|root| STORAGES.map(|folder| Path::new(root).join(folder)));
+    let storages = machine.iter().flat_map(|root| STORAGES.map(|folder| root.join(folder)));
     let storages = storages.map(|folder| folder.join("overlay-containers").join(id).join("userdata"));
     let texts = bundles.chain(storages).filter_map(|folder| read(&folder.join("config.json")));
     texts.map(|text| bundle(&text)).find(|about| !about.is_empty()).unwrap_or_default()
 }
 
 /// Ids hold no more than digits and dashes: they lead nowhere but to a folder of their name.
-fn look_up(above: &[u32], id: &str, runtime: Option<Runtime>) -> About {
+fn look_up(above: &[u32], machine: &[PathBuf], id: &str, runtime: Option<Runtime>) -> About {
+    let mut roots: Vec<PathBuf> =
+        above.iter().map(|process| PathBuf::from(format!("/proc/{process}/root"))).collect();
+    roots.extend_from_slice(machine);
     let mut about = About::new();
     for ancestor in above {
         let folder = Path::new("/proc").join(ancestor.to_string()).join("cwd");
@@ -104,14 +132,14 @@ fn look_up(above: &[u32], id: &str, runtime: Option<Runtime>) -> About {
     }
     if about.is_empty() && matches!(runtime, None | Some(Runtime::Docker)) {
         let file = format!("var/lib/docker/containers/{id}/config.v2.json");
-        about = in_roots(above, &file, docker);
+        about = in_roots(&roots, &file, docker);
     }
     if about.is_empty() && matches!(runtime, None | Some(Runtime::Podman)) {
         let file = "var/lib/containers/storage/overlay-containers/containers.json";
-        about = in_roots(above, file, |text| podman(text, id));
+        about = in_roots(&roots, file, |text| podman(text, id));
     }
     if about.is_empty() && runtime != Some(Runtime::Docker) {
-        about = in_bundles(id);
+        about = in_bundles(machine, id);
     }
     about
 }
@@ -154,9 +182,8 @@ fn of_bundle(folder: &Path, id: &str) -> About {
 }
 
 /// The file as the runtime has it, or else the machine.
-fn in_roots(above: &[u32], file: &str, parse: impl Fn(&[u8]) -> About) -> About {
-    let roots = above.iter().map(|process| PathBuf::from(format!("/proc/{process}/root")));
-    let texts = roots.chain(MACHINE.map(PathBuf::from)).filter_map(|root| read(&root.join(file)));
+fn in_roots(roots: &[PathBuf], file: &str, parse: impl Fn(&[u8]) -> About) -> About {
+    let texts = roots.iter().filter_map(|root| read(&root.join(file)));
     texts.map(|text| parse(&text)).find(|about| !about.is_empty()).unwrap_or_default()
 }
 

@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow, ensure};
 
 use super::{
     cgroups::{self, Tree},
+    kubernetes::OPT,
     select::{Cgroup, Pattern},
 };
 use crate::enrich::kubernetes::{Object, Pod};
@@ -62,6 +63,17 @@ struct Pairs(Vec<(String, Option<Pattern>)>);
 impl PodWish {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Pods that say of themselves whether they are traced: "true" or "false".
+    pub fn saying(answer: &str) -> Self {
+        Self { annotations: vec![format!("{OPT}={answer}")], ..Self::default() }
+    }
+
+    /// Whether pods are meant by nothing but their whole names.
+    pub fn names_pods(&self) -> bool {
+        let is_name = |text: &String| Pattern::new(text).is_ok_and(|pattern| pattern.is_exact());
+        !self.pods.is_empty() && self.pods.iter().all(is_name)
     }
 
     /// Whether the API is asked: containers are known by their runtimes.

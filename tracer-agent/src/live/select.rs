@@ -115,14 +115,19 @@ impl Pattern {
 }
 
 impl Selection {
-    /// One rule alone, or what becomes of a command.
+    /// One rule alone, or what becomes of a command. Pods that do not want to be traced are not, if they are not
+    /// meant by their names.
     pub fn of(wish: &Wish, starts_command: bool) -> Result<Self> {
         let mut missing = Vec::new();
-        let rule = Rule { starts_command, ..Rule::new(wish, false, &mut missing)? };
-        match missing.pop() {
-            Some(missing) => Err(anyhow!("{missing}")),
-            None => Ok(Self { rules: vec![rule], missing }),
+        let mut rules = vec![Rule { starts_command, ..Rule::new(wish, false, &mut missing)? }];
+        if let Some(missing) = missing.pop() {
+            bail!("{missing}");
         }
+        if wish.pods.asks_pods() && !wish.pods.names_pods() {
+            let unwilling = Wish { pods: PodWish::saying("false"), ..Wish::default() };
+            rules.push(Rule::new(&unwilling, true, &mut missing)?);
+        }
+        Ok(Self { rules, missing })
     }
 
     /// As it comes: cgroups may be there later.

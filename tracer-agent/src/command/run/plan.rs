@@ -185,8 +185,7 @@ impl Plan {
 }
 
 fn says_of_itself(answer: &str) -> Wish {
-    let annotations = vec![format!("{}={answer}", kubernetes::OPT)];
-    Wish { pods: PodWish { annotations, ..PodWish::default() }, ..Wish::default() }
+    Wish { pods: PodWish::saying(answer), ..Wish::default() }
 }
 
 fn is_in_cluster() -> bool {
