@@ -39,7 +39,7 @@ const COPIED_MAX: u32 = (RECORDS_PER_CALL - 1) * GATHER_MAX;
 const HEADERS_MAX: u32 = 4 << 20;
 
 /// So many frames of a short call are read without a loop of the kernel's.
-const FRAMES_FEW: u32 = 2;
+const FRAMES_FEW: u32 = 4;
 
 /// Steps of one call: one for each piece and frame, and some for each record.
 const STEPS: u32 = 65536;
